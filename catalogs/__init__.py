@@ -1,0 +1,1 @@
+"""Many stores at a glance: list them, look into one."""

@@ -1,0 +1,1 @@
+"""Legacy NPZ files to canonical Zarr stores and back."""

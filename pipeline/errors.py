@@ -1,0 +1,92 @@
+"""Every failure that a user can cause, grouped by what they would do about it.
+
+::
+
+    PipelineError                        exit
+    ├── ConfigError(ValueError)             2   fix the option or the config key it names
+    ├── PlanError(ValueError)               2   such groups or batches cannot be cut from this scan
+    ├── SourceError(ValueError)             4   fix or describe the NPZ: unreadable, ambiguous, unknown unit
+    ├── SchemaError(ValueError)             4   the scan breaks the schema: every violation is listed
+    ├── NotFoundError(FileNotFoundError)    5   nothing is there
+    ├── IntegrityError(ValueError)          6   bytes differ from what was promised
+    ├── TargetExistsError(FileExistsError)  7   choose another path or pass --overwrite
+    └── EnvironmentFault(OSError)           8   no space, a missing extra
+
+`code` is a stable, machine-readable name ("npz.ambiguous_axes"); `hint` is the option or command that
+settles it. `pipeline.cli` alone catches `PipelineError`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """What went wrong, where, what was found and what was expected; `hint` says what settles it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments do not survive the default reduction, and errors cross process borders
+        return (_rebuild, (type(self), self.message, self.code, self.hint))
+
+
+def _rebuild(kind: type[PipelineError], message: str, code: str, hint: str | None) -> PipelineError:
+    return kind(message, code=code, hint=hint)
+
+
+class ConfigError(PipelineError, ValueError):
+    """An option or configuration key is unknown, out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class PlanError(PipelineError, ValueError):
+    """Such batches or groups cannot be cut from this scan."""
+
+    exit_code = 2
+
+
+class SourceError(PipelineError, ValueError):
+    """A source file is unreadable or its meaning is not certain."""
+
+    exit_code = 4
+
+
+class SchemaError(PipelineError, ValueError):
+    """A scan breaks the schema."""
+
+    exit_code = 4
+
+
+class NotFoundError(PipelineError, FileNotFoundError):
+    """Nothing is at the given place."""
+
+    exit_code = 5
+
+
+class IntegrityError(PipelineError, ValueError):
+    """Bytes differ from what was promised."""
+
+    exit_code = 6
+
+
+class TargetExistsError(PipelineError, FileExistsError):
+    """The target is there already, with other content."""
+
+    exit_code = 7
+
+
+class EnvironmentFault(PipelineError, OSError):
+    """The machine cannot do it: no space, no permission, a missing extra."""
+
+    exit_code = 8

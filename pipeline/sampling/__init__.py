@@ -1,0 +1,1 @@
+"""Which frames, in which order. Pure numpy: no I/O, no torch."""
