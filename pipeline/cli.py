@@ -1,0 +1,205 @@
+"""What every command shares: exit codes, the --json envelope, error form, signals, the lazy root group.
+
+A command is a function decorated with `@command("ptychozarr.convert/1")` that takes parsed options and returns
+an `Outcome`. Results go to stdout, everything else to stderr. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from pipeline.errors import EnvironmentFault, PipelineError
+
+VERBS = {
+    "convert": "converters.npz2zarr:main",
+    "restore": "converters.zarr2npz:main",
+    "inspect": "converters.inspect:main",
+    "simulate": "pipeline.simulate.__main__:main",
+    "verify": "pipeline.verify:main",
+    "catalog": "catalogs.__main__:main",
+}
+
+EXIT_FINDINGS = 3
+PROGRESS_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a command found: `data` for programs, `text` for people, `exit_code` for shells."""
+
+    data: Mapping[str, object]
+    text: str
+    exit_code: int = 0
+    warnings: Sequence[str] = ()
+
+
+Body = Callable[..., Outcome]
+
+
+def command(schema: str) -> Callable[[Body], click.Command]:
+    """Make a click command of a function that returns an `Outcome`; adds --json, --quiet, --debug."""
+
+    def decorate(body: Body) -> click.Command:
+        @click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+        @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+        @click.option("--quiet", is_flag=True, help="No progress, no notes on stderr.")
+        @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+        @functools.wraps(body)
+        def run(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> int:
+            level = logging.ERROR if quiet else logging.INFO
+            logging.basicConfig(stream=sys.stderr, format="%(message)s", level=level, force=True)
+            with terminated_as_exit():
+                outcome = body(**options)
+            for warning in outcome.warnings:
+                logging.warning("warning: %s", warning)
+            if as_json:
+                envelope = {"schema": schema, "ok": True, "data": outcome.data, "warnings": list(outcome.warnings)}
+                click.echo(json.dumps(envelope, allow_nan=False))
+            elif outcome.text:
+                click.echo(outcome.text)
+            return outcome.exit_code
+
+        assert isinstance(run, click.Command)
+        return run
+
+    return decorate
+
+
+class _Command(click.Command):
+    """A command whose failures are one message and one exit code (`error:` or the JSON envelope)."""
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
+        given = list(sys.argv[1:] if args is None else args)
+        sys.exit(_guarded(lambda: super(_Command, self).main(given, standalone_mode=False), given))
+
+
+class _Root(click.Group):
+    """`ptychozarr VERB`: each verb is imported only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, name = VERBS[cmd_name].split(":")
+        loaded = getattr(importlib.import_module(module), name)
+        assert isinstance(loaded, click.Command)
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, f"python -m {_module(target)}") for verb, target in VERBS.items()])
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
+        given = list(sys.argv[1:] if args is None else args)
+        sys.exit(_guarded(lambda: super(_Root, self).main(given, standalone_mode=False), given))
+
+
+def _module(target: str) -> str:
+    return target.split(":")[0].removesuffix(".__main__")
+
+
+@click.command(cls=_Root)
+def main() -> None:
+    """From legacy ptychography NPZ files to proven models."""
+
+
+def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
+    """The exit code of a run; its failure told on stderr, or on stdout as the JSON envelope."""
+    as_json, debug = "--json" in given, "--debug" in given
+    try:
+        result = run()
+    except PipelineError as exc:
+        if debug:
+            raise
+        return _fail(exc.message, code=exc.code, hint=exc.hint, exit_code=exc.exit_code, as_json=as_json)
+    except click.UsageError as exc:
+        hint = f"{exc.ctx.command_path} --help" if exc.ctx else None
+        return _fail(exc.format_message(), code="usage", hint=hint, exit_code=2, as_json=as_json)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _fail("interrupted", code="interrupted", hint=None, exit_code=130, as_json=as_json)
+    except OSError as exc:
+        if debug:
+            raise
+        fault = environment_fault(exc)
+        return _fail(fault.message, code=fault.code, hint=fault.hint, exit_code=fault.exit_code, as_json=as_json)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, *, code: str, hint: str | None, exit_code: int, as_json: bool) -> int:
+    if as_json:
+        error = {"code": code, "message": message, "hint": hint, "exit": exit_code}
+        click.echo(json.dumps({"ok": False, "error": error}))
+    else:
+        click.echo(f"error: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    return exit_code
+
+
+def environment_fault(exc: OSError) -> EnvironmentFault:
+    """An operating system error as one of ours: no space, no permission, a failing disk (exit 8)."""
+    where = f"{exc.filename}: " if exc.filename else ""
+    hint = "free some space or choose another disk; nothing was left under the target name" if exc.errno == 28 else None
+    return EnvironmentFault(f"{where}{exc.strerror or exc}", code="environment.os_error", hint=hint)
+
+
+@contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind like an exception (exit 143), so that staging areas are removed."""
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the one who started us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def progress(label: str, total: int, unit: str = "frame") -> Callable[[int], None]:
+    """A function to call with the amount just done: a bar on a terminal, else a line every 10 s or 10 %."""
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        return lambda done: None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, desc=label, unit=unit, leave=False)
+
+        def advance(done: int) -> None:
+            bar.update(done)
+            if bar.n >= total:
+                bar.close()
+
+        return advance
+    return _progress_lines(label, total, unit)
+
+
+def _progress_lines(label: str, total: int, unit: str) -> Callable[[int], None]:
+    state = {"done": 0, "told": 0, "at": time.monotonic()}
+
+    def advance(done: int) -> None:
+        state["done"] += done
+        now = time.monotonic()
+        if state["done"] - state["told"] >= max(1, total // 10) or now - state["at"] > PROGRESS_EVERY_S:
+            logging.info("%s: %d of %d %ss", label, state["done"], total, unit)
+            state.update(told=state["done"], at=now)
+
+    return advance

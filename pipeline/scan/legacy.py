@@ -1,0 +1,393 @@
+"""What the members of a legacy NPZ mean, with the evidence, or a refusal that names the option that settles it.
+
+Pure: headers and small facts in, a frozen `LegacyLayout` out. Decision order: explicit declaration, metadata in
+the file, evidence in the data, refusal. Codes that begin with `npz.ambiguous_` are those an option settles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import read_toml
+from pipeline.errors import ConfigError, SourceError
+from pipeline.scan.geometry import ORIGINS, PIXEL_SPREAD, spread
+from pipeline.scan.npz import Member, NpyHeader
+from pipeline.scan.quantity import NO_EVIDENCE, SqrtEvidence
+
+STACK_KEYS: Final = ("diffraction", "diff3d")
+PROBE_KEYS: Final = ("probeGuess", "probe")
+OBJECT_KEYS: Final = ("objectGuess", "object")
+LABEL_KEYS: Final = ("label", "Y", "ground_truth_patches")
+METADATA_KEYS: Final = ("_metadata", "metadata")
+AXES: Final = ("fyx", "yxf", "yfx")
+QUANTITIES: Final = ("counts", "intensity", "amplitude")
+CONTRACT: Final = "data-001"
+DOMAINS: Final = {"count_intensity": "counts", "normalized_amplitude": "amplitude"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """What the user says about a file; None says nothing."""
+
+    key: str | None = None
+    axes: str | None = None
+    quantity: str | None = None
+    contract: str | None = None
+    positions: str | None = None
+    pixel_size_m: float | None = None
+    position_origin: str | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "key": STACK_KEYS, "axes": AXES, "quantity": QUANTITIES, "contract": (CONTRACT,),
+            "positions": ("pixel", "metre"), "position_origin": ORIGINS,
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigError(
+                    f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="config.choice"
+                )
+        if self.pixel_size_m is not None and not (self.pixel_size_m > 0 and np.isfinite(self.pixel_size_m)):
+            raise ConfigError(f"pixel_size_m is {self.pixel_size_m}; expected a positive length", code="config.range")
+        if self.positions == "metre" and self.pixel_size_m is None:
+            raise ConfigError(
+                "positions in metres need the object's pixel size", code="config.pixel_size", hint="--pixel-size-m"
+            )
+
+    def given(self) -> dict[str, object]:
+        """What was said, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+def declared_for(path: Path, options: Declaration) -> Declaration:
+    """The options, completed by `NAME.toml` beside `NAME.npz` where there is one. An option wins."""
+    beside = path.with_suffix(".toml")
+    if not beside.is_file():
+        return options
+    table = read_toml(beside, known=[f.name for f in fields(Declaration)])
+    return replace(_typed(beside, table), **options.given())  # type: ignore[arg-type]  # names are checked above
+
+
+def _typed(path: Path, table: Mapping[str, object]) -> Declaration:
+    for name, value in table.items():
+        wanted: type | tuple[type, ...] = (int, float) if name == "pixel_size_m" else str
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {name} is {value!r}", code="config.type")
+    return Declaration(**table)  # type: ignore[arg-type]  # names and types are checked above
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a member goes: a variable of the scan, `legacy/` verbatim, or nowhere new because it is a twin's copy.
+
+    A member with a variable is also kept in legacy/ where the variable cannot give its bytes back.
+    """
+
+    member: str
+    variable: str | None = None
+    twin_of: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roles:
+    """Which member is what, from headers alone."""
+
+    stack: str
+    axes: str
+    n_frames: int
+    frame_shape: tuple[int, int]
+    placements: tuple[Placement, ...]
+    metadata: str | None
+    evidence: tuple[str, ...]
+
+    @property
+    def kind(self) -> Mapping[str, str]:
+        """Variable name -> member name."""
+        return {p.variable: p.member for p in self.placements if p.variable is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What was read to decide: coordinates (n,), the metadata's JSON, and what a bounded sample shows."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    metadata: Mapping[str, object] | None
+    sample: SqrtEvidence = NO_EVIDENCE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LegacyLayout:
+    """What a file means: the plan of its conversion."""
+
+    roles: Roles
+    quantity: str
+    scale: float | None
+    position_unit: str
+    position_origin: str
+    pixel_size_m: float | None
+    photons_declared: float | None
+    evidence: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def name_members(members: Mapping[str, Member], declaration: Declaration, *, where: str) -> Roles:
+    """Which member plays which part.
+
+    Raises
+    ------
+    SourceError
+        No stack, two different ones, object arrays, a stack that is no stack, axes that are not certain.
+    """
+    _refuse_objects(members, where)
+    stack, twin, key_evidence = _choose_stack(members, declaration, where)
+    shape = _stack_shape(members[stack], where)
+    for key in ("xcoords", "ycoords"):
+        if key not in members:
+            raise SourceError(
+                f"{where}: no {key!r} among {', '.join(members)}; a scan needs a position for every frame",
+                code="npz.no_positions",
+            )
+    n_positions = _position_count(members, where)
+    probe = _first(members, PROBE_KEYS)
+    axes, axes_evidence = _choose_axes(
+        shape, n_positions, members[probe].header.shape if probe else None, declaration, where
+    )
+    sizes = dict(zip(axes, shape, strict=True))
+    frame = (sizes["y"], sizes["x"])
+    parts = {stack: "diffraction", "xcoords": "position_x", "ycoords": "position_y"}
+    parts |= _optional_parts(members, sizes["f"], frame)
+    placements = [_placement(name, parts, twin, stack) for name in members]
+    return Roles(
+        stack=stack, axes=axes, n_frames=sizes["f"], frame_shape=frame, placements=tuple(placements),
+        metadata=_first(members, METADATA_KEYS), evidence=(key_evidence, axes_evidence),
+    )
+
+
+def _placement(name: str, parts: Mapping[str, str], twin: str | None, stack: str) -> Placement:
+    if name == twin:
+        return Placement(member=name, twin_of=stack, why=f"the same bytes as {stack!r}")
+    if name in parts:
+        return Placement(member=name, variable=parts[name])
+    return Placement(member=name, why="no place in the schema")
+
+
+def _refuse_objects(members: Mapping[str, Member], where: str) -> None:
+    bad = [name for name, m in members.items() if m.is_object and not (name in METADATA_KEYS and _is_single(m))]
+    if bad:
+        raise SourceError(
+            f"{where}: member {bad[0]!r} is an object array {members[bad[0]].header.shape}, that is a pickle; only a "
+            f"lone JSON string in {' or '.join(METADATA_KEYS)} is read, and nothing is ever unpickled",
+            code="npz.object_member", hint="save that member again as numbers or text",
+        )
+
+
+def _is_single(member: Member) -> bool:
+    return member.header.shape in ((), (1,))
+
+
+def _first(members: Mapping[str, Member], keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if key in members), None)
+
+
+def _choose_stack(
+    members: Mapping[str, Member], declaration: Declaration, where: str
+) -> tuple[str, str | None, str]:
+    present = [key for key in STACK_KEYS if key in members]
+    if declaration.key is not None:
+        if declaration.key not in present:
+            raise SourceError(f"{where}: no {declaration.key!r} among {', '.join(members)}", code="npz.no_stack")
+        return declaration.key, None, f"key: {declaration.key!r} (declared)"
+    if not present:
+        raise SourceError(
+            f"{where}: neither 'diffraction' nor 'diff3d' among {', '.join(members) or 'no members'}",
+            code="npz.no_stack",
+        )
+    if len(present) == 1:
+        return present[0], None, f"key: {present[0]!r}, the only stack"
+    one, two = (members[key] for key in present)
+    if (one.crc32, one.size, one.header.prefix) == (two.crc32, two.size, two.header.prefix):
+        return present[0], present[1], f"key: {present[0]!r} and {present[1]!r} hold the same bytes"
+    raise SourceError(
+        f"{where}: 'diffraction' {one.describe()} and 'diff3d' {two.describe()} differ; only one is the scan",
+        code="npz.ambiguous_stack", hint="--key diffraction or --key diff3d (the other stays in legacy/)",
+    )
+
+
+def _stack_shape(member: Member, where: str) -> tuple[int, int, int]:
+    dtype, shape = member.header.dtype, member.header.shape
+    if dtype.kind == "c":
+        raise SourceError(f"{where}: {member.name!r} is complex ({dtype.str}); frames are counts, intensity or "
+                          f"amplitude", code="npz.complex_stack")
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise SourceError(f"{where}: {member.name!r} has dtype {dtype.str}; expected integers or floats",
+                          code="npz.stack_dtype")
+    if len(shape) == 4 and shape[3] == 1:
+        shape = shape[:3]
+    if len(shape) != 3:
+        raise SourceError(
+            f"{where}: {member.name!r} has shape {shape}; expected three axes (frames, y, x in some order), or four "
+            f"with a trailing 1", code="npz.stack_rank",
+        )
+    if 0 in shape:
+        raise SourceError(f"{where}: {member.name!r} is empty, shape {shape}", code="npz.empty_stack")
+    return shape[0], shape[1], shape[2]
+
+
+def _position_count(members: Mapping[str, Member], where: str) -> int:
+    headers = {key: members[key].header for key in ("xcoords", "ycoords")}
+    for key, header in headers.items():
+        if len(header.shape) != 1 or header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
+            raise SourceError(f"{where}: {key!r} is {members[key].describe()}; expected one number per frame",
+                              code="npz.positions_shape")
+    n_x, n_y = (headers[key].shape[0] for key in ("xcoords", "ycoords"))
+    if n_x != n_y:
+        raise SourceError(f"{where}: {n_x} xcoords but {n_y} ycoords", code="npz.length_mismatch")
+    return n_x
+
+
+def _choose_axes(
+    shape: tuple[int, int, int], n_positions: int, probe: tuple[int, ...] | None, declaration: Declaration, where: str
+) -> tuple[str, str]:
+    if declaration.axes is not None:
+        axes = declaration.axes
+        if shape[axes.index("f")] != n_positions:
+            raise SourceError(
+                f"{where}: with axes {axes} the stack {shape} has {shape[axes.index('f')]} frames, but there are "
+                f"{n_positions} positions", code="npz.length_mismatch",
+            )
+        return axes, f"axes: {axes} (declared)"
+    fitting = [axes for axes in ("fyx", "yxf") if shape[axes.index("f")] == n_positions]
+    if not fitting:
+        middle = " (the middle axis does: --axes yfx)" if shape[1] == n_positions else ""
+        raise SourceError(
+            f"{where}: {n_positions} positions, but the stack {shape} has that many frames on neither its first nor "
+            f"its last axis{middle}", code="npz.ambiguous_axes" if middle else "npz.length_mismatch",
+            hint="--axes yfx" if middle else None,
+        )
+    by_probe = [axes for axes in fitting if probe is not None and _probe_fits(probe, _frame(axes, shape))]
+    if len(fitting) == 1:
+        agrees = ", frames as large as the probe" if by_probe else ""
+        return fitting[0], f"axes: {fitting[0]}, the only one with {n_positions} frames{agrees}"
+    if len(by_probe) == 1:
+        return by_probe[0], f"axes: {by_probe[0]}, the only one whose frames are as large as the probe"
+    raise SourceError(
+        f"{where}: the stack {shape} with {n_positions} positions can be read as fyx (frames first) and as yxf "
+        f"(frames last)", code="npz.ambiguous_axes", hint="--axes fyx or --axes yxf",
+    )
+
+
+def _frame(axes: str, shape: tuple[int, int, int]) -> tuple[int, int]:
+    return shape[axes.index("y")], shape[axes.index("x")]
+
+
+def _probe_fits(probe: tuple[int, ...], frame: tuple[int, int]) -> bool:
+    return probe in (frame, (*frame, 1)) or (len(probe) == 3 and probe[1:] == frame)
+
+
+def _optional_parts(members: Mapping[str, Member], n_frames: int, frame: tuple[int, int]) -> dict[str, str]:
+    labels = ((n_frames, *frame), (n_frames, *frame, 1))
+    wanted: tuple[tuple[Sequence[str], str, Callable[[NpyHeader], bool]], ...] = (
+        (PROBE_KEYS, "probe", lambda h: h.dtype.kind == "c" and _probe_fits(h.shape, frame)),
+        (OBJECT_KEYS, "object", lambda h: h.dtype.kind == "c" and len(h.shape) == 2 and 0 not in h.shape),
+        (LABEL_KEYS, "label", lambda h: h.dtype.kind == "c" and h.shape in labels),
+        (("bad_pixels",), "valid", lambda h: h.dtype.kind in "biu" and h.shape == frame),
+    )
+    parts: dict[str, str] = {}
+    for keys, variable, fits in wanted:
+        name = next((key for key in keys if key in members and fits(members[key].header)), None)
+        if name is not None:
+            parts[name] = variable
+    return parts
+
+
+def interpret(roles: Roles, members: Mapping[str, Member], facts: Facts, declaration: Declaration, *,
+              where: str) -> LegacyLayout:
+    """What the file means.
+
+    Raises
+    ------
+    SourceError
+        Coordinates or quantity are not certain, or not finite.
+    """
+    origin = declaration.position_origin or "n/2"
+    unit, unit_evidence = _position_unit(facts, declaration, where)
+    quantity, quantity_evidence = _quantity(members[roles.stack], facts, declaration, where)
+    warnings = [
+        f"{key!r} {members[key].describe()} is not understood as a {what} of {roles.frame_shape} frames; kept in legacy/"
+        for what, keys in (("probe", PROBE_KEYS), ("label", LABEL_KEYS))
+        for key in keys
+        if key in members and key not in roles.kind.values() and what not in roles.kind
+    ]
+    return LegacyLayout(
+        roles=roles, quantity=quantity, scale=facts.sample.scale if facts.sample.proved else None,
+        position_unit=unit, position_origin=origin, pixel_size_m=declaration.pixel_size_m,
+        photons_declared=_photons(facts.metadata),
+        evidence={
+            "key": roles.evidence[0], "axes": roles.evidence[1], "quantity": quantity_evidence,
+            "positions": unit_evidence,
+            "position_origin": f"{origin} ({'declared' if declaration.position_origin else 'the default'})",
+        },
+        warnings=tuple(warnings),
+    )
+
+
+def _position_unit(facts: Facts, declaration: Declaration, where: str) -> tuple[str, str]:
+    for name, values in (("xcoords", facts.x), ("ycoords", facts.y)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise SourceError(f"{where}: {name}[{bad[0]}] is {values[bad[0]]}", code="npz.bad_value")
+    extent = spread(facts.y, facts.x)
+    if declaration.positions is not None:
+        return declaration.positions, f"{declaration.positions} (declared); spread {extent:.6g}"
+    if extent > PIXEL_SPREAD:
+        return "pixel", f"pixel: a spread of {extent:.6g} exceeds {PIXEL_SPREAD:g}"
+    raise SourceError(
+        f"{where}: the coordinates spread over {extent:.6g} only, which may be metres or pixels",
+        code="npz.ambiguous_positions", hint="--positions pixel, or --positions metre --pixel-size-m SIZE",
+    )
+
+
+def _quantity(stack: Member, facts: Facts, declaration: Declaration, where: str) -> tuple[str, str]:
+    dtype, sample = stack.header.dtype, facts.sample
+    if dtype.kind in "iu":
+        if declaration.quantity not in (None, "counts"):
+            raise SourceError(
+                f"{where}: {stack.name!r} holds integers ({dtype.str}), which are counts; declared {declaration.quantity}",
+                code="npz.quantity_contradiction",
+            )
+        return "counts", f"counts: integers ({dtype.str})"
+    if declaration.quantity is not None:
+        return declaration.quantity, f"{declaration.quantity} (declared); {sample.describe()}"
+    if declaration.contract is not None:
+        return "amplitude", f"amplitude (declared: contract {declaration.contract}); {sample.describe()}"
+    domain = (facts.metadata or {}).get("measurement_domain")
+    if isinstance(domain, str) and domain in DOMAINS:
+        return DOMAINS[domain], f"{DOMAINS[domain]}: measurement_domain is {domain!r}; {sample.describe()}"
+    if sample.proved:
+        return "amplitude", f"amplitude: {sample.describe()}"
+    squares = "; every value is the root of a perfect square, as counts held as float are" if sample.only_squares else ""
+    raise SourceError(
+        f"{where}: {stack.name!r} is {dtype.str} and nothing says whether it holds counts, intensity or amplitude "
+        f"({sample.describe()}{squares})",
+        code="npz.ambiguous_quantity",
+        hint="--quantity counts|intensity|amplitude, or --contract data-001 (float means amplitude)",
+    )
+
+
+def _photons(metadata: Mapping[str, object] | None) -> float | None:
+    """Photons per frame as the file's metadata declare them; None where they do not."""
+    physics = (metadata or {}).get("physics_parameters")
+    for table in (physics, metadata):
+        value = table.get("nphotons") if isinstance(table, Mapping) else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value) and value > 0:
+            return float(value)
+    return None

@@ -1,0 +1,104 @@
+"""A file or folder that appears under its name whole and durable, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import NotFoundError, TargetExistsError
+
+
+@contextmanager
+def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder beside `target` to write into; renamed to `target` at the end of a `with` that did not fail.
+
+    Every file and folder is flushed to disk before the rename and the parent after it. A failure removes the
+    folder and leaves `target` as it was.
+
+    Raises
+    ------
+    TargetExistsError
+        Something is at `target` and `overwrite` is false.
+    """
+    _require_free(target, overwrite=overwrite)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=_parent(target)))
+    try:
+        stage.chmod(0o777 & ~_umask())
+        yield stage
+        _sync_tree(stage)
+        _require_free(target, overwrite=overwrite)
+        _swap_in(stage, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def staged_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Like `staged_folder`, for one file: a path beside `target` that becomes `target`."""
+    _require_free(target, overwrite=overwrite)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=_parent(target))
+    os.close(handle)
+    stage = Path(name)
+    try:
+        stage.chmod(0o666 & ~_umask())
+        yield stage
+        _sync(stage)
+        _require_free(target, overwrite=overwrite)
+        stage.replace(target)
+        _sync(target.parent)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def _parent(target: Path) -> Path:
+    if not target.parent.is_dir():
+        raise NotFoundError(f"{target.parent}: no such folder", code="target.no_folder", hint=f"mkdir {target.parent}")
+    return target.parent
+
+
+def _require_free(target: Path, *, overwrite: bool) -> None:
+    if not overwrite and (target.exists() or target.is_symlink()):
+        raise TargetExistsError(
+            f"{target}: exists already, with other content", code="target.exists", hint="another name, or --overwrite"
+        )
+
+
+def _swap_in(stage: Path, target: Path) -> None:
+    if not target.exists():
+        stage.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        stage.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
