@@ -17,15 +17,15 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Limits = tuple[float, float]
 
-# dark violet -> blue -> teal -> green -> yellow: (lightness, chroma, hue in degrees), equally spaced in lightness
+# (lightness, chroma, hue in degrees) from dark violet to yellow, equally spaced in lightness and all inside sRGB
 _ANCHORS = np.array(
     [
         (0.18, 0.07, 305.0),
         (0.34, 0.12, 290.0),
-        (0.50, 0.12, 255.0),
-        (0.66, 0.11, 190.0),
-        (0.82, 0.17, 145.0),
-        (0.97, 0.15, 108.0),
+        (0.50, 0.095, 240.0),
+        (0.66, 0.095, 190.0),
+        (0.82, 0.15, 145.0),
+        (0.97, 0.12, 108.0),
     ]
 )
 _WHEEL_LIGHTNESS, _WHEEL_CHROMA, _WHEEL_HUE_OF_ZERO = 0.75, 0.12, 30.0  # every hue of it exists in sRGB

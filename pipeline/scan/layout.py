@@ -28,8 +28,8 @@ class ChunkLayout:
         return start, min(start + self.chunk[0], self.shape[0])
 
     def key(self, index: int) -> str:
-        """Zarr's chunk key of chunk `index`, e.g. `c/3/0/0`."""
-        return "/".join(["c", str(index), *("0" for _ in self.shape[1:])]) if self.shape else "c"
+        """Zarr's chunk key of chunk `index`, e.g. `c.3.0.0`: all chunks of an array lie in one folder."""
+        return ".".join(["c", str(index), *("0" for _ in self.shape[1:])]) if self.shape else "c"
 
 
 def plan_chunks(shape: Sequence[int], itemsize: int, *, chunk_bytes: int = CHUNK_BYTES) -> ChunkLayout:

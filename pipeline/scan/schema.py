@@ -81,6 +81,16 @@ RULES: Final = {
 }
 
 
+def root_attributes(**known: object) -> dict[str, object]:
+    """All root attributes of a store; those not given are null."""
+    assert set(known) <= set(ROOT_ATTRIBUTES), known
+    unknown: dict[str, object] = {name: None for name in ROOT_ATTRIBUTES}
+    return {
+        **unknown, "ptychozarr_format": FORMAT, "photons_per_frame": {"measured": None, "declared": None},
+        "position_origin": "n/2", "provenance": {}, "validation": {}, **known,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A rule that does not hold, where, and what was found."""

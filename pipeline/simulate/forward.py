@@ -40,7 +40,7 @@ def extract_patches(obj: NDArray[Complex], positions: NDArray[np.float64], n: in
     return np.asarray(window[:, :, :-1] * (1 - part[:, 1]) + window[:, :, 1:] * part[:, 1], dtype=obj.dtype)
 
 
-def expected_intensity(patches: NDArray[Complex], probe: NDArray[np.complexfloating]) -> NDArray[np.float64]:
+def expected_intensity(patches: NDArray[np.complexfloating], probe: NDArray[np.complexfloating]) -> NDArray[np.float64]:
     """The far-field intensity of each frame, summed over incoherent probe modes.
 
     I = sum over modes of |FFT(P O)|^2 with the unitary transform, so a frame's total equals the sum of |P O|^2

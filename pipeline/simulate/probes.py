@@ -15,7 +15,7 @@ from scipy import ndimage, special
 from pipeline.errors import ConfigError
 
 
-def disk_probe(n: int, *, scale: float = 0.7, curvature_rad: float = np.pi) -> NDArray[np.complex64]:
+def disk_probe(n: int, *, scale: float = 0.7, curvature_rad: float = 3 * np.pi) -> NDArray[np.complex64]:
     """A soft disc with a spherical wavefront. (1, n, n) complex64, energy 1.
 
     Where a Gaussian of standard deviation n/(scale pi^2) exceeds 0.5, blurred by one pixel, plus 1e-9: the disc's
@@ -25,8 +25,8 @@ def disk_probe(n: int, *, scale: float = 0.7, curvature_rad: float = np.pi) -> N
     ----------
     n : side in pixels.
     scale : the larger, the smaller the disc.
-    curvature_rad : phase at the disc's rim; it grows with the square of the radius from 0 in the centre. A curved
-        probe spreads over the detector, which is what a solver needs; 0 gives the plain real disc.
+    curvature_rad : phase at the disc's rim; it grows with the square of the radius from 0 in the centre and spreads
+        the light over the detector (at n = 64 and 3 pi over half of it). 0 gives the plain real disc.
     """
     r = _radius_px(n)
     sigma_px = n / (scale * np.pi**2)
@@ -36,7 +36,7 @@ def disk_probe(n: int, *, scale: float = 0.7, curvature_rad: float = np.pi) -> N
 
 
 def zone_plate_probe(
-    n: int, *, pupil_radius: float = 0.66, stop_radius: float = 0.14, disc_radius: float = 0.144, edge: float = 0.03
+    n: int, *, pupil_radius: float = 0.66, stop_radius: float = 0.14, disc_radius: float = 0.144, edge: float = 0.032
 ) -> NDArray[np.complex64]:
     """The defocused beam of a Fresnel zone plate with a central stop. (1, n, n) complex64, energy 1.
 
