@@ -86,36 +86,40 @@ class _Command(click.Command):
         sys.exit(_guarded(lambda: super(_Command, self).main(given, standalone_mode=False), given))
 
 
-class _Root(click.Group):
-    """`ptychozarr VERB`: each verb is imported only when it runs."""
+class _LazyGroup(click.Group):
+    """A group whose verbs are "module:function" strings, each imported only when it runs."""
+
+    def __init__(self, verbs: Mapping[str, str], **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self._verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self._verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self._verbs:
             return None
-        module, name = VERBS[cmd_name].split(":")
+        module, name = self._verbs[cmd_name].split(":")
         loaded = getattr(importlib.import_module(module), name)
         assert isinstance(loaded, click.Command)
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(verb, f"{ctx.command_path} {verb} --help") for verb in self._verbs]
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, f"python -m {_module(target)}") for verb, target in VERBS.items()])
+            formatter.write_dl(rows)
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
         given = list(sys.argv[1:] if args is None else args)
-        sys.exit(_guarded(lambda: super(_Root, self).main(given, standalone_mode=False), given))
+        sys.exit(_guarded(lambda: super(_LazyGroup, self).main(given, standalone_mode=False), given))
 
 
-def _module(target: str) -> str:
-    return target.split(":")[0].removesuffix(".__main__")
+def lazy_group(help_text: str, verbs: Mapping[str, str]) -> click.Group:
+    """A command of several verbs; its --help imports none of them."""
+    return _LazyGroup(verbs, help=help_text, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@click.command(cls=_Root)
-def main() -> None:
-    """From legacy ptychography NPZ files to proven models."""
+main = lazy_group("From legacy ptychography NPZ files to proven models.", VERBS)
 
 
 def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
@@ -198,7 +202,8 @@ def _progress_lines(label: str, total: int, unit: str) -> Callable[[int], None]:
     def advance(done: int) -> None:
         state["done"] += done
         now = time.monotonic()
-        if state["done"] - state["told"] >= max(1, total // 10) or now - state["at"] > PROGRESS_EVERY_S:
+        waited, tenth = now - state["at"], state["done"] - state["told"] >= max(1, total // 10)
+        if waited > PROGRESS_EVERY_S or (tenth and waited > 1.0):  # what is over in a second needs no line
             logging.info("%s: %d of %d %ss", label, state["done"], total, unit)
             state.update(told=state["done"], at=now)
 

@@ -39,7 +39,7 @@ def read_chunk(record: StoreRecord, name: str, index: int) -> NDArray[Any]:
     if not array.layout.shape:
         return out
     start, stop = array.layout.rows(index)
-    return out[: stop - start]
+    return out[(slice(stop - start), *map(slice, array.layout.shape[1:]))]
 
 
 def _checked_bytes(record: StoreRecord, name: str, index: int) -> bytes:

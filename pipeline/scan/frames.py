@@ -1,9 +1,9 @@
-"""The frames of a legacy stack in canonical order (frame, y, x), in blocks, in bounded memory."""
+"""Per-frame arrays of an NPZ, in canonical order (frame, y, x) and back to theirs, in blocks, in bounded memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,30 +12,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scan.legacy import Roles
-from pipeline.scan.npz import Member, MemberReader, Npz, ReadDigest, disk_blocks
+from pipeline.scan.npz import Member, MemberReader, Npz, NpyHeader, ReadDigest, disk_blocks
 from pipeline.scan.retile import TILE_BYTES, Tiles, retiled
 
 
-def disk_axes(member: Member, axes: str) -> str:
+def disk_axes(header: NpyHeader, axes: str) -> str:
     """The order of the axes in which the bytes lie, slowest first; `axes` are those of the array's shape."""
-    return axes[::-1] if member.header.fortran_order else axes
+    return axes[::-1] if header.fortran_order else axes
+
+
+def _shape_along(axes: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """`shape` (frame, y, x) in the order of `axes`."""
+    return tuple(shape["fyx".index(axis)] for axis in axes)
 
 
 class StackSource:
-    """The stack member of an NPZ; `blocks` may be asked for as often as needed, `digest` is known after once.
+    """A per-frame member of an NPZ; `blocks` may be asked for as often as needed, `digest` is known after once.
 
     Frames that lie one after the other are streamed from the file each time. Others are spooled once to a
     temporary file in the folder of `beside`.
+
+    Parameters
+    ----------
+    axes
+        The axes of the member's shape, a trailing 1 left out, e.g. "yxf".
+    shape
+        (frame, y, x).
     """
 
-    def __init__(self, npz: Npz, roles: Roles, *, beside: Path) -> None:
-        self._npz, self._roles, self._beside = npz, roles, beside
-        self.member = npz.members[roles.stack]
-        self.dtype: np.dtype[Any] = self.member.header.dtype.newbyteorder("=")
-        self.frame_bytes = math.prod(roles.frame_shape) * self.dtype.itemsize
+    def __init__(self, npz: Npz, member: Member, *, axes: str, shape: tuple[int, int, int], beside: Path) -> None:
+        self._npz, self._shape, self._beside = npz, shape, beside
+        self.member = member
+        self.dtype: np.dtype[Any] = member.header.dtype.newbyteorder("=")
+        self.frame_bytes = math.prod(shape[1:]) * self.dtype.itemsize
         self.digest: ReadDigest | None = None
-        self._axes = disk_axes(self.member, roles.axes)
+        self._axes = disk_axes(member.header, axes)
         self._tiles: Tiles | None = None
         self._cleanup = ExitStack()
 
@@ -51,43 +62,49 @@ class StackSource:
         for block in self._disk_order_blocks(rows):
             yield np.ascontiguousarray(block.transpose(order), dtype=self.dtype)
 
-    def head(self, rows: int) -> NDArray[Any]:
-        """The first `rows` frames, (k, y, x), for a look before anything is decided."""
-        return next(self.blocks(min(rows, self._roles.n_frames)))
+    def head(self, n_bytes: int) -> NDArray[Any]:
+        """The first frames, (k, y, x), about `n_bytes` of them and at least one: a look before all is read."""
+        return next(self.blocks(min(max(1, n_bytes // self.frame_bytes), self._shape[0])))
 
     def _disk_order_blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         if self._axes[0] == "f":
-            yield from (self._squeezed(block) for block in self._read(rows))
+            yield from self._read(rows)
             return
         if self._tiles is None:
-            sizes = dict(zip("fyx", (self._roles.n_frames, *self._roles.frame_shape), strict=True))
-            shape = tuple(sizes[axis] for axis in self._axes)
-            slab = max(1, TILE_BYTES * shape[0] // max(1, self.member.size))
-            incoming = (self._squeezed(block) for block in self._read(slab))
-            self._tiles = self._cleanup.enter_context(
-                retiled(incoming, shape, self.member.header.dtype, in_axis=0, out_axis=self._axes.index("f"),
-                        beside=self._beside)
-            )
+            shape = _shape_along(self._axes, self._shape)
+            self._tiles = self._cleanup.enter_context(retiled(
+                self._read(slab_rows(shape, self.dtype)), shape, self.member.header.dtype, in_axis=0,
+                out_axis=self._axes.index("f"), beside=self._beside,
+            ))
         yield from self._tiles.blocks(rows)
 
     def _read(self, rows: int) -> Iterator[NDArray[Any]]:
-        lead = self.member.header.disk_shape[0]
+        shape = _shape_along(self._axes, self._shape)
         with MemberReader(self._npz, self.member) as reader:
-            if lead == 1 and self._leading_one():  # Fortran order puts the trailing 1 of (n, y, x, 1) first
-                yield from self._rows_behind_one(reader, rows)
-            else:
-                yield from disk_blocks(reader, self.member, rows)
+            yield from disk_blocks(reader, shape, self.member.header.dtype, rows)
             self.digest = reader.finish()
 
-    def _leading_one(self) -> bool:
-        return self.member.header.fortran_order and len(self.member.header.shape) == 4
 
-    def _rows_behind_one(self, reader: MemberReader, rows: int) -> Iterator[NDArray[Any]]:
-        shape = self.member.header.disk_shape[1:]
-        for start in range(0, shape[0], rows):
-            block = np.empty((min(rows, shape[0] - start), *shape[1:]), self.member.header.dtype)
-            reader.readinto(memoryview(block.reshape(-1).view(np.uint8)))
-            yield block
+def slab_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """How many rows of the first axis make about `TILE_BYTES`, at least one."""
+    return max(1, TILE_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
 
-    def _squeezed(self, block: NDArray[Any]) -> NDArray[Any]:
-        return block[..., 0] if block.ndim == 4 else block
+
+def to_disk_order(
+    blocks: Iterable[NDArray[Any]], header: NpyHeader, *, axes: str, shape: tuple[int, int, int], beside: Path
+) -> Iterator[NDArray[Any]]:
+    """Canonical blocks (k, y, x) as blocks along the slowest axis of `header`'s bytes, in its dtype.
+
+    The inverse of `StackSource.blocks`; spools like it where frames are not contiguous.
+    """
+    order = disk_axes(header, axes)
+    permutation = tuple("fyx".index(axis) for axis in order)
+    disk_blocks = (block.transpose(permutation).astype(header.dtype, copy=False) for block in blocks)
+    if order[0] == "f":
+        yield from disk_blocks
+        return
+    disk_shape = _shape_along(order, shape)
+    with retiled(
+        disk_blocks, disk_shape, header.dtype, in_axis=order.index("f"), out_axis=0, beside=beside
+    ) as tiles:
+        yield from tiles.blocks(slab_rows(disk_shape, header.dtype))

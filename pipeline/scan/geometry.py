@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
 
-ORIGINS: Final = ("n/2", "n/2-0.5", "corner")
-"""What a source's coordinate points at: pixel n/2 of the frame's window, its exact middle, or its first pixel."""
-
 PIXEL_SPREAD: Final = 1.0
 """Coordinates that spread over more than this are pixels; metres never do."""
 

@@ -17,8 +17,9 @@ from pipeline.scan import npz as npz_file
 from pipeline.scan.frames import StackSource
 from pipeline.scan.geometry import origin_offset
 from pipeline.scan.layout import plan_chunks
-from pipeline.scan.legacy import Declaration, Facts, LegacyLayout, Placement, declared_for, interpret, name_members
-from pipeline.scan.npz import Member, MemberReader, Npz, ReadDigest
+from pipeline.scan.declaration import Declaration, declared_for
+from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
+from pipeline.scan.npz import Member, MemberReader, Npz, disk_blocks
 from pipeline.scan.provenance import KeptMember, root_attributes_of
 from pipeline.scan.quantity import sqrt_evidence
 from pipeline.scan.record import StoreRecord
@@ -77,14 +78,19 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
         metadata=embedded.json_of(text) if text is not None else None,
     )
     if npz.members[roles.stack].header.dtype.kind == "f":
-        with StackSource(npz, roles, beside=path) as source:
-            sample = source.head(max(1, SAMPLE_BYTES // source.frame_bytes))
+        with _frames(npz, roles, roles.stack, beside=path) as source:
+            sample = source.head(SAMPLE_BYTES)
         check_values(sample, 0, f"{path}: {roles.stack!r}")
         facts = replace(facts, sample=sqrt_evidence(as_float32(sample)))
     layout = interpret(roles, npz.members, facts, declaration, where=str(path))
     return IngestPlan(
         npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original
     )
+
+
+def _frames(npz: Npz, roles: Roles, name: str, *, beside: Path) -> StackSource:
+    axes = roles.axes if name == roles.stack else "fyx"
+    return StackSource(npz, npz.members[name], axes=axes, shape=(roles.n_frames, *roles.frame_shape), beside=beside)
 
 
 def _coordinate(npz: Npz, key: str) -> NDArray[np.float64]:
@@ -126,7 +132,7 @@ def ingest(
     roles, where = plan.layout.roles, f"{plan.npz.path}: {plan.layout.roles.stack!r}"
     with (
         staged_folder(target, overwrite=overwrite) as stage,
-        StackSource(plan.npz, roles, beside=target) as source,
+        _frames(plan.npz, roles, roles.stack, beside=target) as source,
         ThreadPoolExecutor(1) as aside,
     ):
         file_sha256 = aside.submit(npz_file.sha256_file, plan.npz.path)
@@ -135,7 +141,7 @@ def ingest(
             writer, source, quantity=plan.layout.quantity, scale=plan.layout.scale, n_frames=roles.n_frames,
             frame_shape=roles.frame_shape, where=where, progress=progress,
         )
-        members = tuple(_store_member(writer, source, plan, stack, p) for p in roles.placements)
+        members = tuple(_store_member(writer, source, plan, stack, p, target) for p in roles.placements)
         index = np.arange(roles.n_frames, dtype=np.int64)
         _add_whole(writer, "frame_index", SCAN_SCHEMA["frame_index"].dims, index, variable_attrs("frame_index"))
         if not plan.npz.unchanged():
@@ -150,7 +156,8 @@ def ingest(
 
 
 def _store_member(
-    writer: StoreWriter, source: StackSource, plan: IngestPlan, stack: StoredStack, placement: Placement
+    writer: StoreWriter, source: StackSource, plan: IngestPlan, stack: StoredStack, placement: Placement,
+    target: Path,
 ) -> KeptMember:
     """Put one member where it belongs; the stack's frames are stored already."""
     member = plan.npz.members[placement.member]
@@ -171,7 +178,31 @@ def _store_member(
         return KeptMember(member=member, digest=digest, twin_of=placement.twin_of)
     if placement.variable is None:
         return _store_verbatim(writer, plan.npz, member)
+    if placement.variable == "label":
+        return _store_labels(writer, plan, member, target)
     return _store_variable(writer, plan, member, placement.variable)
+
+
+def _store_labels(writer: StoreWriter, plan: IngestPlan, member: Member, target: Path) -> KeptMember:
+    """Store object patches block by block; complex128 that complex64 cannot give back is kept verbatim too."""
+    roles, exact = plan.layout.roles, True
+    shape = (roles.n_frames, *roles.frame_shape)
+    spec = spec_of("label", SCAN_SCHEMA["label"].dims, shape, np.dtype(np.complex64), attrs=variable_attrs("label"))
+
+    def stored(source: StackSource) -> Iterator[Array]:
+        nonlocal exact
+        for block in source.blocks(spec.layout.chunk[0]):
+            values: Array = block.astype(np.complex64, copy=False)
+            exact = exact and _gives_back(values, block)
+            yield values
+
+    with _frames(plan.npz, roles, member.name, beside=target) as source:
+        writer.add(spec, stored(source))
+        assert source.digest is not None
+        digest = source.digest
+    if exact:
+        return KeptMember(member=member, digest=digest, variable="label")
+    return replace(_store_verbatim(writer, plan.npz, member), variable="label")
 
 
 def _store_variable(writer: StoreWriter, plan: IngestPlan, member: Member, variable: str) -> KeptMember:
@@ -210,12 +241,12 @@ def _pixels(values: Array, layout: LegacyLayout, variable: str) -> NDArray[np.fl
 
 
 def _canonical_shape(values: Array, variable: str) -> Array:
-    """Probes as (mode, y, x), labels as (frame, y, x), the object as it is."""
-    if variable == "probe":
-        if values.ndim == 2:
-            return values[np.newaxis]
-        return values[np.newaxis, :, :, 0] if values.shape[2] == 1 and values.shape[1] != 1 else values
-    return values[..., 0] if variable == "label" and values.ndim == 4 else values
+    """Probes as (mode, y, x), the object as it is."""
+    if variable != "probe":
+        return values
+    if values.ndim == 2:
+        return values[np.newaxis]
+    return values[np.newaxis, :, :, 0] if values.shape[2] == 1 and values.shape[1] != 1 else values
 
 
 def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember:
@@ -228,21 +259,10 @@ def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember
     dims = tuple(f"{name.removeprefix('legacy/')}_{axis}" for axis in range(len(shape)))
     spec = spec_of(name, dims, shape, stored_dtype, attrs={"source_member": member.name})
     with MemberReader(npz, member) as reader:
-        writer.add(spec, _verbatim_blocks(reader, member, shape, stored_dtype, spec.layout.chunk))
+        blocks = disk_blocks(reader, shape, dtype if numeric else stored_dtype, max(1, *spec.layout.chunk[:1], 1))
+        writer.add(spec, (block.astype(stored_dtype, copy=False) for block in blocks))
         digest = reader.finish()
     return KeptMember(member=member, digest=digest, legacy=name, raw=not numeric)
-
-
-def _verbatim_blocks(
-    reader: MemberReader, member: Member, shape: tuple[int, ...], dtype: np.dtype[Any], chunk: tuple[int, ...]
-) -> Iterator[Array]:
-    on_disk = member.header.dtype if member.header.dtype.newbyteorder("=") == dtype else dtype
-    for start in range(0, max(1, shape[0]), chunk[0]) if shape else (0,):
-        rows = (min(chunk[0], shape[0] - start), *shape[1:]) if shape else ()
-        block = np.empty(rows, on_disk)
-        if block.nbytes:
-            reader.readinto(memoryview(block.reshape(-1).view(np.uint8)))
-        yield block.astype(dtype, copy=False)
 
 
 def _add_whole(writer: StoreWriter, name: str, dims: tuple[str, ...], values: Array, attrs: dict[str, Any]) -> None:

@@ -7,80 +7,23 @@ the file, evidence in the data, refusal. Codes that begin with `npz.ambiguous_` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import read_toml
-from pipeline.errors import ConfigError, SourceError
-from pipeline.scan.geometry import ORIGINS, PIXEL_SPREAD, spread
+from pipeline.errors import SourceError
+from pipeline.scan.declaration import STACK_KEYS, Declaration
+from pipeline.scan.geometry import PIXEL_SPREAD, spread
 from pipeline.scan.npz import Member, NpyHeader
 from pipeline.scan.quantity import NO_EVIDENCE, SqrtEvidence
 
-STACK_KEYS: Final = ("diffraction", "diff3d")
 PROBE_KEYS: Final = ("probeGuess", "probe")
 OBJECT_KEYS: Final = ("objectGuess", "object")
 LABEL_KEYS: Final = ("label", "Y", "ground_truth_patches")
 METADATA_KEYS: Final = ("_metadata", "metadata")
-AXES: Final = ("fyx", "yxf", "yfx")
-QUANTITIES: Final = ("counts", "intensity", "amplitude")
-CONTRACT: Final = "data-001"
 DOMAINS: Final = {"count_intensity": "counts", "normalized_amplitude": "amplitude"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Declaration:
-    """What the user says about a file; None says nothing."""
-
-    key: str | None = None
-    axes: str | None = None
-    quantity: str | None = None
-    contract: str | None = None
-    positions: str | None = None
-    pixel_size_m: float | None = None
-    position_origin: str | None = None
-
-    def __post_init__(self) -> None:
-        choices = {
-            "key": STACK_KEYS, "axes": AXES, "quantity": QUANTITIES, "contract": (CONTRACT,),
-            "positions": ("pixel", "metre"), "position_origin": ORIGINS,
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ConfigError(
-                    f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="config.choice"
-                )
-        if self.pixel_size_m is not None and not (self.pixel_size_m > 0 and np.isfinite(self.pixel_size_m)):
-            raise ConfigError(f"pixel_size_m is {self.pixel_size_m}; expected a positive length", code="config.range")
-        if self.positions == "metre" and self.pixel_size_m is None:
-            raise ConfigError(
-                "positions in metres need the object's pixel size", code="config.pixel_size", hint="--pixel-size-m"
-            )
-
-    def given(self) -> dict[str, object]:
-        """What was said, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-
-
-def declared_for(path: Path, options: Declaration) -> Declaration:
-    """The options, completed by `NAME.toml` beside `NAME.npz` where there is one. An option wins."""
-    beside = path.with_suffix(".toml")
-    if not beside.is_file():
-        return options
-    table = read_toml(beside, known=[f.name for f in fields(Declaration)])
-    return replace(_typed(beside, table), **options.given())  # type: ignore[arg-type]  # names are checked above
-
-
-def _typed(path: Path, table: Mapping[str, object]) -> Declaration:
-    for name, value in table.items():
-        wanted: type | tuple[type, ...] = (int, float) if name == "pixel_size_m" else str
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ConfigError(f"{path}: {name} is {value!r}", code="config.type")
-    return Declaration(**table)  # type: ignore[arg-type]  # names and types are checked above
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import google_crc32c
 
@@ -84,6 +84,8 @@ def decode(data: bytes, *, where: str) -> Manifest:
         manifest = {str(p): FileDigest(int(n), str(sha), int(crc)) for p, (n, sha, crc) in table.items()}
     except (ValueError, TypeError, AttributeError) as exc:
         raise IntegrityError(f"{where}: not a manifest: {exc}", code="store.manifest") from exc
+    if any(PurePosixPath(p).is_absolute() or ".." in PurePosixPath(p).parts for p in manifest):
+        raise IntegrityError(f"{where}: names files outside the store", code="store.manifest")
     if encode(manifest) != data:
         raise IntegrityError(f"{where}: not canonical JSON, so it was changed after writing", code="store.manifest")
     return manifest

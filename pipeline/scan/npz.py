@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -357,14 +357,15 @@ class MemberReader:
         return SourceError(f"{self._where}: the file changed while it was read", code="source.changed")
 
 
-def disk_blocks(reader: MemberReader, member: Member, rows: int) -> Iterator[NDArray[np.generic]]:
-    """The values in blocks of `rows` along the first axis of `header.disk_shape`, in the member's own dtype.
+def disk_blocks(
+    reader: MemberReader, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int
+) -> Iterator[NDArray[Any]]:
+    """The next values in blocks of `rows` along the first axis of `shape` (C order of the bytes), in `dtype`.
 
-    Each block is a fresh C-contiguous array of shape (k, *disk_shape[1:]).
+    Each block is a fresh C-contiguous array of shape (k, *shape[1:]); a scalar or an empty array is one block.
     """
-    shape, dtype = member.header.disk_shape, member.header.dtype
-    for start in range(0, shape[0], rows):
-        block = np.empty((min(rows, shape[0] - start), *shape[1:]), dtype)
+    for start in range(0, max(1, shape[0]), rows) if shape else (0,):
+        block = np.empty((min(rows, shape[0] - start), *shape[1:]) if shape else (), dtype)
         if block.nbytes:
             reader.readinto(memoryview(block.reshape(-1).view(np.uint8)))
         yield block
@@ -372,12 +373,10 @@ def disk_blocks(reader: MemberReader, member: Member, rows: int) -> Iterator[NDA
 
 def read_array(npz: Npz, member: Member) -> tuple[NDArray[np.generic], ReadDigest]:
     """A whole small member, checked to its last byte, in its own dtype and shape (C order)."""
+    shape = member.header.disk_shape
     with MemberReader(npz, member) as reader:
-        flat = np.empty(math.prod(member.header.shape), member.header.dtype)
-        if flat.nbytes:
-            reader.readinto(memoryview(flat.view(np.uint8)))
+        array = next(disk_blocks(reader, shape, member.header.dtype, max(1, *shape[:1], 1)))
         read = reader.finish()
-    array = flat.reshape(member.header.disk_shape)
     return np.ascontiguousarray(array.T) if member.header.fortran_order else array, read
 
 
@@ -387,12 +386,6 @@ def read_raw(npz: Npz, member: Member) -> tuple[bytes, ReadDigest]:
         data = bytearray(member.size - len(member.header.prefix))
         reader.readinto(memoryview(data))
         return bytes(data), reader.finish()
-
-
-def head_blocks(npz: Npz, member: Member, rows: int) -> NDArray[np.generic]:
-    """The first `rows` along the first disk axis, for a look; CRC unchecked, to be read again in full."""
-    with MemberReader(npz, member) as reader:
-        return next(disk_blocks(reader, member, rows))
 
 
 def sha256_file(path: Path) -> str:
@@ -435,7 +428,6 @@ def write_npz(path: Path, members: Iterable[OutMember]) -> dict[str, ReadDigest]
         for member in members:
             info = zipfile.ZipInfo(f"{member.name}.npy", date_time=_FIXED_DATE)
             info.compress_type = zipfile.ZIP_DEFLATED if member.deflated else zipfile.ZIP_STORED
-            info.external_attr = 0o644 << 16
             sha, crc = hashlib.sha256(), 0
             with archive.open(info, "w", force_zip64=True) as out:
                 for block in itertools.chain([member.prefix], member.blocks):

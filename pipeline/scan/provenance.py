@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.scan import embedded
-from pipeline.scan.legacy import Declaration, LegacyLayout
+from pipeline.scan.declaration import Declaration
+from pipeline.scan.legacy import LegacyLayout
 from pipeline.scan.npz import Member, ReadDigest
 from pipeline.scan.schema import root_attributes
 from pipeline.scan.storing import StoredStack

@@ -98,11 +98,7 @@ def open_record(path: Path) -> StoreRecord:
     manifest = mf.decode(data, where=str(path / mf.MANIFEST_NAME))
     documents = {p: _checked_json(path, p, manifest) for p in manifest if not mf.is_chunk(p)}
     attrs = _root_attributes(path, documents, manifest)
-    arrays = {}
-    for name, document in sorted(documents.items()):
-        if document.get("node_type") == "array":
-            array = _array(path, name.removesuffix(f"/{mf.ROOT_METADATA}"), document)
-            arrays[array.name] = array
+    arrays = _arrays(path, documents)
     _check_files(path, manifest, arrays)
     return StoreRecord(
         path=path, arrays=arrays, attrs=attrs, manifest=manifest, store_sha256=mf.store_sha256(data)
@@ -140,6 +136,25 @@ def _root_attributes(
             code="store.manifest",
         )
     return {name: value for name, value in attrs.items() if name != "files_sha256"}
+
+
+def parse_arrays(root: Path, paths: Sequence[str]) -> Mapping[str, ArrayRecord]:
+    """The arrays that these zarr.json files describe, as far as they can be read: for naming what is damaged."""
+    arrays: dict[str, ArrayRecord] = {}
+    for path in paths:
+        try:
+            arrays |= _arrays(root, {path: json.loads((root / path).read_bytes())})
+        except (OSError, ValueError, AttributeError):
+            continue
+    return arrays
+
+
+def _arrays(root: Path, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, ArrayRecord]:
+    found = [
+        _array(root, path.removesuffix(f"/{mf.ROOT_METADATA}"), document)
+        for path, document in sorted(documents.items()) if document.get("node_type") == "array"
+    ]
+    return {array.name: array for array in found}
 
 
 def _array(root: Path, name: str, document: Mapping[str, Any]) -> ArrayRecord:

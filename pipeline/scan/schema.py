@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import SchemaError
-from pipeline.scan.geometry import ORIGINS
+from pipeline.scan.declaration import ORIGINS
 from pipeline.scan.quantity import FORMULAS
 
 if TYPE_CHECKING:

@@ -167,7 +167,7 @@ def _padded(block: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
     if block.shape == spec.layout.chunk:
         return block
     whole = np.zeros(spec.layout.chunk, spec.dtype)
-    whole[: block.shape[0]] = block
+    whole[tuple(map(slice, block.shape))] = block
     return whole
 
 

@@ -124,7 +124,6 @@ def _units(quantity: str) -> str:
 def _chain(form: _Form, source: StackSource) -> codec.Chain | None:
     if form.dtype.kind != "f":
         return None
-    head = source.head(max(1, _TRIAL_BYTES // source.frame_bytes))
     return codec.smaller_chain(as_float32(head))
 
 

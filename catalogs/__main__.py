@@ -1,0 +1,13 @@
+"""`python -m catalogs list|show ROOT...`."""
+
+from __future__ import annotations
+
+from pipeline.cli import lazy_group
+
+main = lazy_group(
+    "List the stores below some folders, or look into them.",
+    {"list": "catalogs.commands:list_stores", "show": "catalogs.commands:show_stores"},
+)
+
+if __name__ == "__main__":
+    main(prog_name="python -m catalogs")

@@ -1,0 +1,96 @@
+"""One legacy NPZ to one canonical store: planned, converted or found unchanged, and reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.scan.declaration import Declaration
+from pipeline.scan.ingest import IngestPlan, ingest, plan_ingest
+from pipeline.scan.npz import sha256_file
+from pipeline.scan.provenance import library_versions
+from pipeline.scan.record import StoreRecord, is_store, open_record
+
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Label and number of frames -> a function to call with the frames just done (`pipeline.cli.progress`)."""
+
+
+def silent(label: str, total: int) -> Callable[[int], None]:
+    """No progress."""
+    return lambda done: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertConfig:
+    """What to convert where, and what the user says about the source."""
+
+    source: Path
+    target: Path
+    declaration: Declaration
+    overwrite: bool = False
+    drop_original: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConversionReport:
+    """A conversion that was done, found unnecessary (`unchanged`) or only planned (`record` is None)."""
+
+    status: str
+    plan: IngestPlan
+    target: Path
+    record: StoreRecord | None
+
+
+def plan_conversion(config: ConvertConfig) -> ConversionReport:
+    """What `convert` would do; writes nothing.
+
+    Raises
+    ------
+    NotFoundError, SourceError, IntegrityError, ConfigError
+        See `pipeline.scan.ingest.plan_ingest`.
+    """
+    plan = plan_ingest(config.source, config.declaration, drop_original=config.drop_original)
+    return ConversionReport(status="planned", plan=plan, target=config.target, record=None)
+
+
+def convert(config: ConvertConfig, *, progress: Progress = silent) -> ConversionReport:
+    """Convert, unless the target already holds the same store.
+
+    Raises
+    ------
+    NotFoundError, SourceError, IntegrityError, ConfigError
+        The source is missing, damaged or not certain in its meaning.
+    TargetExistsError
+        Something else is at the target and `overwrite` is false.
+    """
+    plan = plan_conversion(config).plan
+    same = _same_store(config.target, plan)
+    if same is not None:
+        return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
+    done = ingest(plan, config.target, overwrite=config.overwrite,
+                  progress=progress(plan.npz.path.name, plan.layout.roles.n_frames))
+    return ConversionReport(status="converted", plan=plan, target=config.target, record=done.record)
+
+
+def _same_store(target: Path, plan: IngestPlan) -> StoreRecord | None:
+    """The store at `target` if the same bytes with the same options and libraries made it."""
+    if not (target.is_dir() and is_store(target)):
+        return None
+    try:
+        record = open_record(target)
+    except PipelineError:  # damaged or foreign: other content, which `ingest` refuses to overwrite unasked
+        return None
+    made_of = record.attrs["provenance"]
+    dropped = bool(made_of.get("accounting", {}).get("members", {}).get("dropped"))
+    same = (
+        made_of.get("options") == json.loads(json.dumps(plan.declaration.given()))
+        and made_of.get("versions") == library_versions()
+        and made_of.get("source", {}).get("name") == plan.npz.path.name
+        and (plan.drop_original or not dropped)
+        and made_of.get("source", {}).get("sha256") == sha256_file(plan.npz.path)
+    )
+    return record if same else None
