@@ -24,8 +24,7 @@ def plan_rows(plan: IngestPlan) -> list[tuple[str, str]]:
     roles = plan.layout.roles
     height, width = roles.frame_shape
     rows = [("frames", f"{roles.n_frames} of {height} x {width}, {plan.stack.header.dtype.str} in {roles.stack!r}")]
-    rows += [(name.replace("_", " "), line.removeprefix(f"{name}: ")) for name, line in plan.layout.evidence.items()
-             if name != "key"]
+    rows += [(name.replace("_", " "), line) for name, line in plan.layout.evidence.items() if name != "key"]
     if plan.declaration.given():
         rows.append(("declared", ", ".join(f"{k}={v}" for k, v in plan.declaration.given().items())))
     return rows

@@ -88,6 +88,22 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
     )
 
 
+def open_frames(plan: IngestPlan, *, beside: Path) -> StackSource:
+    """The frames of a planned source; spools to the folder of `beside` where they are not contiguous."""
+    return _frames(plan.npz, plan.layout.roles, plan.layout.roles.stack, beside=beside)
+
+
+def canonical_values(plan: IngestPlan) -> dict[str, Array]:
+    """All variables but `diffraction` and `valid` in the stored form, read whole: (positions, probe, ...)."""
+    roles = plan.layout.roles
+    values: dict[str, Array] = {"frame_index": np.arange(roles.n_frames, dtype=np.int64)}
+    for variable, name in roles.kind.items():
+        if variable not in ("diffraction", "valid"):
+            array, _ = npz_file.read_array(plan.npz, plan.npz.members[name])
+            values[variable] = _canonical(array, plan.layout, variable)
+    return values
+
+
 def _frames(npz: Npz, roles: Roles, name: str, *, beside: Path) -> StackSource:
     axes = roles.axes if name == roles.stack else "fyx"
     return StackSource(npz, npz.members[name], axes=axes, shape=(roles.n_frames, *roles.frame_shape), beside=beside)
@@ -132,7 +148,7 @@ def ingest(
     roles, where = plan.layout.roles, f"{plan.npz.path}: {plan.layout.roles.stack!r}"
     with (
         staged_folder(target, overwrite=overwrite) as stage,
-        _frames(plan.npz, roles, roles.stack, beside=target) as source,
+        open_frames(plan, beside=target) as source,
         ThreadPoolExecutor(1) as aside,
     ):
         file_sha256 = aside.submit(npz_file.sha256_file, plan.npz.path)
@@ -208,15 +224,8 @@ def _store_labels(writer: StoreWriter, plan: IngestPlan, member: Member, target:
 def _store_variable(writer: StoreWriter, plan: IngestPlan, member: Member, variable: str) -> KeptMember:
     """Store a small member as a variable, and verbatim too where the variable does not give its bits back."""
     values, digest = npz_file.read_array(plan.npz, member)
-    attrs = variable_attrs(variable)
-    if variable in ("position_y", "position_x"):
-        stored = _pixels(values, plan.layout, variable)
-    elif variable == "valid":
-        stored = values == 0
-    else:
-        stored = _canonical_shape(values, variable).astype(np.complex64)
-        if variable == "object":
-            attrs["role"] = "guess"
+    attrs = variable_attrs(variable, **({"role": "guess"} if variable == "object" else {}))
+    stored = _canonical(values, plan.layout, variable)
     _add_whole(writer, variable, SCAN_SCHEMA[variable].dims, stored, attrs)
     if variable != "valid" and _gives_back(stored, values):
         return KeptMember(member=member, digest=digest, variable=variable)
@@ -240,13 +249,19 @@ def _pixels(values: Array, layout: LegacyLayout, variable: str) -> NDArray[np.fl
     return pixels + offset if offset else pixels
 
 
-def _canonical_shape(values: Array, variable: str) -> Array:
-    """Probes as (mode, y, x), the object as it is."""
-    if variable != "probe":
-        return values
-    if values.ndim == 2:
-        return values[np.newaxis]
-    return values[np.newaxis, :, :, 0] if values.shape[2] == 1 and values.shape[1] != 1 else values
+def _canonical(values: Array, layout: LegacyLayout, variable: str) -> Array:
+    """A small member as its variable: positions in pixels, probes as (mode, y, x), good pixels instead of bad ones."""
+    if variable in ("position_y", "position_x"):
+        return _pixels(values, layout, variable)
+    if variable == "valid":
+        return values == 0
+    if variable == "probe" and values.ndim == 2:
+        values = values[np.newaxis]
+    elif variable == "probe" and values.shape[1:] != layout.roles.frame_shape:
+        values = values[np.newaxis, :, :, 0]
+    elif variable == "label" and values.ndim == 4:
+        values = values[..., 0]
+    return values.astype(np.complex64)
 
 
 def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember:

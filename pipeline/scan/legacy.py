@@ -148,17 +148,17 @@ def _choose_stack(
     if declaration.key is not None:
         if declaration.key not in present:
             raise SourceError(f"{where}: no {declaration.key!r} among {', '.join(members)}", code="npz.no_stack")
-        return declaration.key, None, f"key: {declaration.key!r} (declared)"
+        return declaration.key, None, f"{declaration.key!r} (declared)"
     if not present:
         raise SourceError(
             f"{where}: neither 'diffraction' nor 'diff3d' among {', '.join(members) or 'no members'}",
             code="npz.no_stack",
         )
     if len(present) == 1:
-        return present[0], None, f"key: {present[0]!r}, the only stack"
+        return present[0], None, f"{present[0]!r}, the only stack"
     one, two = (members[key] for key in present)
     if (one.crc32, one.size, one.header.prefix) == (two.crc32, two.size, two.header.prefix):
-        return present[0], present[1], f"key: {present[0]!r} and {present[1]!r} hold the same bytes"
+        return present[0], present[1], f"{present[0]!r} and {present[1]!r} hold the same bytes"
     raise SourceError(
         f"{where}: 'diffraction' {one.describe()} and 'diff3d' {two.describe()} differ; only one is the scan",
         code="npz.ambiguous_stack", hint="--key diffraction or --key diff3d (the other stays in legacy/)",
@@ -207,7 +207,7 @@ def _choose_axes(
                 f"{where}: with axes {axes} the stack {shape} has {shape[axes.index('f')]} frames, but there are "
                 f"{n_positions} positions", code="npz.length_mismatch",
             )
-        return axes, f"axes: {axes} (declared)"
+        return axes, f"{axes} (declared)"
     fitting = [axes for axes in ("fyx", "yxf") if shape[axes.index("f")] == n_positions]
     if not fitting:
         middle = " (the middle axis does: --axes yfx)" if shape[1] == n_positions else ""
@@ -219,9 +219,9 @@ def _choose_axes(
     by_probe = [axes for axes in fitting if probe is not None and _probe_fits(probe, _frame(axes, shape))]
     if len(fitting) == 1:
         agrees = ", frames as large as the probe" if by_probe else ""
-        return fitting[0], f"axes: {fitting[0]}, the only one with {n_positions} frames{agrees}"
+        return fitting[0], f"{fitting[0]}, the only one with {n_positions} frames{agrees}"
     if len(by_probe) == 1:
-        return by_probe[0], f"axes: {by_probe[0]}, the only one whose frames are as large as the probe"
+        return by_probe[0], f"{by_probe[0]}, the only one whose frames are as large as the probe"
     raise SourceError(
         f"{where}: the stack {shape} with {n_positions} positions can be read as fyx (frames first) and as yxf "
         f"(frames last)", code="npz.ambiguous_axes", hint="--axes fyx or --axes yxf",

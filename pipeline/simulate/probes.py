@@ -56,7 +56,7 @@ def zone_plate_probe(
 
     Notes
     -----
-    The default is the illumination of the recipes: 99.9 % of the energy lies in a square of 0.44 n.
+    The default is the illumination of the recipes; at n = 64, 99.9 % of its energy lies in a square of 28 pixels.
     """
     f = _radius_px(2 * n) / n
     ring = special.ndtr((pupil_radius - f) / edge) - special.ndtr((stop_radius - f) / edge)

@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all a newcomer needs; each installs what it uses into .venv first.
+# TORCH_INDEX=URL takes torch from another package index (PyTorch's CPU builds); unset, the default index is used.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-all test-newest check install pictures clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(if $(NPZ),--npz "$(NPZ)")
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q -m "not long"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q
+
+test-newest:
+	@sh tests/newest.sh
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell pipeline converters catalogs tests docs benchmarks examples README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/python -m pytest -q -n 0 tests/test_docs.py
+
+pictures: $(STAMP)
+	$(BIN)/python examples/pictures.py
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_OPTION) --editable ".[test,fast,distributed]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-newest demo-out

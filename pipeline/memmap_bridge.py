@@ -1,0 +1,220 @@
+"""`MemmapDatasetBridge`: grouped data for callers of the legacy system, from an NPZ or from its store.
+
+The bridge is itself the declaration DATA-001: a float stack means amplitude. Integers are counts, and it hands out
+their square roots and says so. Nothing is cached on disk: a stored float32 stack is mapped where it lies in the
+file, anything else spills to an unnamed temporary file of n x H x W x 4 bytes that goes with the bridge.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, EnvironmentFault, PlanError
+from pipeline.sampling.grouping import group_frames
+from pipeline.scan.chunks import read_all, read_amplitude
+from pipeline.scan.declaration import Declaration
+from pipeline.scan.frames import StackSource, disk_axes
+from pipeline.scan.ingest import IngestPlan, canonical_values, open_frames, plan_ingest
+from pipeline.scan.quantity import IDENTITY, amplitude_from_counts
+from pipeline.scan.record import open_record
+from pipeline.scan.store import formula_of
+from pipeline.scan.storing import check_values
+
+Floats = NDArray[np.float32]
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BridgeConfig:
+    """What a caller of the legacy system configures: frame side N, gridsize, groups, neighbour pool K.
+
+    `declaration` settles what a file leaves open (axes, position origin, ...); its contract is always DATA-001.
+    """
+
+    N: int
+    gridsize: int = 1
+    n_groups: int = 512
+    neighbor_count: int = 7
+    allow_oversampling: bool = False
+    declaration: Declaration = field(default_factory=Declaration)
+
+    def __post_init__(self) -> None:
+        if self.gridsize > 1 and self.neighbor_count < self.gridsize**2:
+            raise PlanError(
+                f"OVERSAMPLING-001: gridsize {self.gridsize} needs at least {self.gridsize**2} neighbours, "
+                f"neighbor_count is {self.neighbor_count}", code="plan.oversampling_001",
+            )
+
+
+class MemmapDatasetBridge:
+    """A scan as the legacy system wants it.
+
+    Attributes
+    ----------
+    diffraction : (n, H, W) float32, amplitude, on disk
+    xcoords, ycoords : (n,) float64, pixels of the object grid (canonical positions)
+    probe : (mode, H, W) complex64, or None
+    object_guess : (y, x) complex64, or None
+    label : (n, H, W) complex64, or None
+    frame_index : (n,) int64
+    notes : what was done to the source's numbers, one sentence each
+    """
+
+    def __init__(self, npz_path: Path | str, config: BridgeConfig) -> None:
+        """Open `npz_path`, a legacy NPZ or a canonical store.
+
+        Raises
+        ------
+        NotFoundError, SourceError, IntegrityError
+            There is nothing, or it cannot be read with certainty.
+        ConfigError
+            Frames are not N x N.
+        """
+        path = Path(npz_path)
+        self.config = config
+        self.notes: list[str] = []
+        arrays = self._from_store(path) if path.is_dir() else self._from_npz(path)
+        self.diffraction: Floats = arrays["diffraction"]
+        self.xcoords: NDArray[np.float64] = arrays["position_x"]
+        self.ycoords: NDArray[np.float64] = arrays["position_y"]
+        self.probe: NDArray[np.complex64] | None = arrays.get("probe")
+        self.object_guess: NDArray[np.complex64] | None = arrays.get("object")
+        self.label: NDArray[np.complex64] | None = arrays.get("label")
+        self.frame_index: NDArray[np.int64] = arrays["frame_index"]
+        for note in self.notes:
+            _LOG.warning("%s: %s", path, note)
+        if self.diffraction.shape[1:] != (config.N, config.N):
+            raise ConfigError(f"{path}: frames are {self.diffraction.shape[1:]}, the config says N = {config.N}",
+                              code="config.frame_size", hint=f"N={self.diffraction.shape[1]}")
+
+    def get_grouped_data(
+        self, N: int | None = None, K: int | None = None, nsamples: int | None = None, gridsize: int | None = None,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Groups of gridsize^2 = C neighbouring frames; what is not given comes from the config.
+
+        Returns
+        -------
+        dict
+            diffraction (B, N, N, C) float32 · X_full, the same with a mean energy of (N/2)^2 a frame ·
+            coords_nn (B, 1, 2, C) float64 [x, y] · coords_offsets (B, 1, 2, 1), their mean ·
+            coords_relative (B, 1, 2, C) = -(coords_nn - coords_offsets), which sums to zero over C ·
+            nn_indices (B, C) int64, member 0 the seed · Y (B, N, N, C) complex64 or None · objectGuess.
+
+        Raises
+        ------
+        PlanError
+            OVERSAMPLING-001, or too few frames.
+        """
+        if N is not None and N != self.config.N:
+            raise ConfigError(f"N = {N}, the bridge was opened with N = {self.config.N}", code="config.frame_size")
+        grouping = group_frames(
+            np.stack([self.ycoords, self.xcoords], axis=1), seed=seed,
+            gridsize=gridsize or self.config.gridsize, n_groups=nsamples or self.config.n_groups,
+            neighbors=K or self.config.neighbor_count, allow_oversampling=self.config.allow_oversampling,
+        )
+        for note in grouping.notes:
+            _LOG.warning("%s", note)
+        members = grouping.members
+        nn = np.stack([self.xcoords[members], self.ycoords[members]], axis=1)[:, np.newaxis]
+        offsets = nn.mean(axis=3, keepdims=True)
+        frames = np.moveaxis(self.diffraction[members], 1, 3)
+        return {
+            "diffraction": np.ascontiguousarray(frames), "X_full": _normalised(frames, self.config.N),
+            "coords_nn": nn, "coords_offsets": offsets, "coords_relative": -(nn - offsets), "nn_indices": members,
+            "Y": None if self.label is None else np.ascontiguousarray(np.moveaxis(self.label[members], 1, 3)),
+            "objectGuess": self.object_guess,
+        }
+
+    def _from_npz(self, path: Path) -> dict[str, NDArray[Any]]:
+        said = self.config.declaration
+        plan = plan_ingest(path, Declaration(**{**said.given(), "contract": "data-001"}))
+        values = canonical_values(plan)
+        with open_frames(plan, beside=Path(tempfile.gettempdir()) / path.name) as source:
+            if _mappable(source, plan):
+                _drain(source, path)
+                values["diffraction"] = np.memmap(
+                    path, np.float32, "r", offset=source.member.offset + len(source.member.header.prefix),
+                    shape=(plan.layout.roles.n_frames, *plan.layout.roles.frame_shape),
+                )
+                return values
+            if plan.layout.quantity != "amplitude":
+                self.notes.append(f"{source.member.name!r} holds {plan.layout.quantity}; handing out square roots")
+            shape = (plan.layout.roles.n_frames, *plan.layout.roles.frame_shape)
+            values["diffraction"] = _spilled(shape, _amplitudes(source, plan, path))
+        return values
+
+    def _from_store(self, path: Path) -> dict[str, NDArray[Any]]:
+        record = open_record(path)
+        array = record.arrays["diffraction"]
+        formula = formula_of(record)
+        if array.attrs["quantity"] != "amplitude" and record.attrs["photons_scale"] == 1.0:
+            self.notes.append(f"the store holds {array.attrs['quantity']}; handing out square roots")
+        values = {name: read_all(record, name) for name in record.variables if name != "diffraction"}
+        frames = (read_amplitude(record, i, formula=formula) for i in range(array.layout.n_chunks))
+        values["diffraction"] = _spilled(array.layout.shape, frames)
+        return values
+
+
+def _mappable(source: StackSource, plan: IngestPlan) -> bool:
+    """A stored little-endian float32 amplitude stack whose bytes are the frames one after the other."""
+    return (
+        not source.member.deflated and source.member.header.dtype == np.dtype("<f4")
+        and plan.layout.quantity == "amplitude"
+        and disk_axes(source.member.header, plan.layout.roles.axes) == "fyx"
+    )
+
+
+def _drain(source: StackSource, path: Path) -> None:
+    """Read the stack once for its CRC-32 and values before it is mapped, for a mapping checks nothing."""
+    first = 0
+    for block in source.blocks(max(1, _BLOCK_BYTES // source.frame_bytes)):
+        check_values(block, first, str(path))
+        first += len(block)
+
+
+def _amplitudes(source: StackSource, plan: IngestPlan, path: Path) -> Iterator[Floats]:
+    first = 0
+    for block in source.blocks(max(1, _BLOCK_BYTES // source.frame_bytes)):
+        check_values(block, first, str(path))
+        first += len(block)
+        if block.dtype.kind in "iu":
+            yield amplitude_from_counts(block.astype(np.uint32), IDENTITY)
+        elif plan.layout.quantity == "amplitude":
+            yield block.astype(np.float32)
+        else:
+            yield np.sqrt(block.astype(np.float32))
+
+
+def _spilled(shape: tuple[int, ...], blocks: Iterator[Floats]) -> Floats:
+    """The blocks one after the other in an unnamed temporary file, mapped."""
+    needed, free = int(np.prod(shape)) * 4, shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:
+        raise EnvironmentFault(f"{tempfile.gettempdir()}: {needed} bytes are needed for the frames, {free} are free",
+                               code="environment.no_space", hint="point TMPDIR at a larger disk")
+    with tempfile.TemporaryFile() as file:
+        for block in blocks:
+            file.write(memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
+        file.flush()
+        return np.memmap(file, np.float32, "r", shape=shape)
+
+
+def _normalised(frames: Floats, side: int) -> Floats:
+    """Amplitudes scaled by one number so that a frame's energy is (N/2)^2 on average; sums in float64."""
+    energy = np.einsum("bhwc,bhwc->bc", frames, frames, dtype=np.float64).mean()
+    if energy == 0:
+        return np.zeros_like(frames)
+    return np.float32(np.sqrt((side / 2) ** 2 / energy)) * frames
+
+
