@@ -24,6 +24,7 @@ test-newest:
 
 check: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell pipeline converters catalogs tests docs benchmarks examples README.md CHANGELOG.md CONTRIBUTING.md

@@ -10,4 +10,4 @@ main = lazy_group(
 )
 
 if __name__ == "__main__":
-    main(prog_name="python -m catalogs")
+    main()

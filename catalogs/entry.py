@@ -49,10 +49,18 @@ def _of_record(record: StoreRecord) -> CatalogEntry:
     probe = variables.get("probe")
     photons = attrs["photons_per_frame"]
     return CatalogEntry(
-        path=record.path, name=record.path.stem, frames=frames, frame_shape=(height, width),
-        quantity=variables["diffraction"].attrs.get("quantity"), dtype=variables["diffraction"].dtype.name,
+        path=record.path,
+        name=record.path.stem,
+        frames=frames,
+        frame_shape=(height, width),
+        quantity=variables["diffraction"].attrs.get("quantity"),
+        dtype=variables["diffraction"].dtype.name,
         photons_per_frame=photons.get("measured") or photons.get("declared"),
-        probe_modes=probe.layout.shape[0] if probe else 0, has_object="object" in variables,
-        stored_bytes=record.stored_bytes, verdict=f"breaks {', '.join(broken)}" if broken else "pass",
-        source_name=source.get("name"), source_sha256=source.get("sha256"), store_sha256=record.store_sha256,
+        probe_modes=probe.layout.shape[0] if probe else 0,
+        has_object="object" in variables,
+        stored_bytes=record.stored_bytes,
+        verdict=f"breaks {', '.join(broken)}" if broken else "pass",
+        source_name=source.get("name"),
+        source_sha256=source.get("sha256"),
+        store_sha256=record.store_sha256,
     )

@@ -9,8 +9,15 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.scan.record import open_record
 
-_FACTS = ("photons_scale", "photons_per_frame", "pixel_size_m", "wavelength_m", "energy_eV", "detector_distance_m",
-          "position_origin")
+_FACTS = (
+    "photons_scale",
+    "photons_per_frame",
+    "pixel_size_m",
+    "wavelength_m",
+    "energy_eV",
+    "detector_distance_m",
+    "position_origin",
+)
 
 
 def page_data(path: Path) -> Mapping[str, Any]:
@@ -20,12 +27,24 @@ def page_data(path: Path) -> Mapping[str, Any]:
     except PipelineError as exc:  # the page of a broken store says why
         return {"path": str(path), "problem": str(exc)}
     arrays = {
-        name: {"dims": list(a.dims), "shape": list(a.layout.shape), "dtype": a.dtype.name, "chunks": a.layout.n_chunks,
-               "units": a.attrs.get("units"), "quantity": a.attrs.get("quantity")}
+        name: {
+            "dims": list(a.dims),
+            "shape": list(a.layout.shape),
+            "dtype": a.dtype.name,
+            "chunks": a.layout.n_chunks,
+            "units": a.attrs.get("units"),
+            "quantity": a.attrs.get("quantity"),
+        }
         for name, a in record.arrays.items()
     }
-    return {"path": str(path), "problem": None, "store_sha256": record.store_sha256,
-            "stored_bytes": record.stored_bytes, "arrays": arrays, "attributes": dict(record.attrs)}
+    return {
+        "path": str(path),
+        "problem": None,
+        "store_sha256": record.store_sha256,
+        "stored_bytes": record.stored_bytes,
+        "arrays": arrays,
+        "attributes": dict(record.attrs),
+    }
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -33,8 +52,13 @@ def page(data: Mapping[str, Any]) -> str:
     if data["problem"] is not None:
         return f"{data['path']}\n  BROKEN: {data['problem']}"
     attributes = data["attributes"]
-    lines = [data["path"], f"  store_sha256  {data['store_sha256']}", f"  bytes         {data['stored_bytes']:,}", "",
-             "  arrays"]
+    lines = [
+        data["path"],
+        f"  store_sha256  {data['store_sha256']}",
+        f"  bytes         {data['stored_bytes']:,}",
+        "",
+        "  arrays",
+    ]
     for name, a in data["arrays"].items():
         sizes = ", ".join(f"{dim}: {n}" for dim, n in zip(a["dims"], a["shape"], strict=True))
         unit = "".join(f", {a[key]}" for key in ("quantity", "units") if a[key])
@@ -58,7 +82,11 @@ def _provenance(made_of: Mapping[str, Any]) -> list[str]:
     if not made_of.get("source"):
         return []
     source, counts = made_of["source"], made_of["accounting"]["members"]
-    lines = ["", "  made from", f"    {source['name']}, {source['bytes']:,} bytes, sha256 {source['sha256']}",
-             f"    {counts['kept']} members kept, {len(counts['dropped'])} dropped, {counts['total']} in all"]
+    lines = [
+        "",
+        "  made from",
+        f"    {source['name']}, {source['bytes']:,} bytes, sha256 {source['sha256']}",
+        f"    {counts['kept']} members kept, {len(counts['dropped'])} dropped, {counts['total']} in all",
+    ]
     lines += [f"    {name:<22} {line}" for name, line in made_of["evidence"].items()]
     return lines

@@ -25,17 +25,27 @@ def table(entries: Sequence[CatalogEntry]) -> str:
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     if len(row) != len(_HEADINGS):
         return f"{row[0]:<{widths[0]}}  BROKEN: {row[1]}"
-    padded = (f"{cell:>{w}}" if heading in _RIGHT else f"{cell:<{w}}"
-              for cell, w, heading in zip(row, widths, _HEADINGS, strict=True))
+    padded = (
+        f"{cell:>{w}}" if heading in _RIGHT else f"{cell:<{w}}"
+        for cell, w, heading in zip(row, widths, _HEADINGS, strict=True)
+    )
     return "  ".join(padded).rstrip()
 
 
 def _cells(entry: CatalogEntry) -> tuple[str, ...]:
     if entry.problem is not None:
         return entry.name, entry.problem
-    assert entry.frame_shape is not None and entry.store_sha256 is not None
+    assert entry.frame_shape is not None
+    assert entry.store_sha256 is not None
     photons = UNKNOWN if entry.photons_per_frame is None else f"{entry.photons_per_frame:.3g}"
     return (
-        entry.name, str(entry.frames), "{} x {}".format(*entry.frame_shape), f"{entry.quantity} {entry.dtype}", photons,
-        str(entry.probe_modes), f"{entry.stored_bytes:,}", entry.store_sha256[:12], entry.source_name or UNKNOWN,
+        entry.name,
+        str(entry.frames),
+        "{} x {}".format(*entry.frame_shape),
+        f"{entry.quantity} {entry.dtype}",
+        photons,
+        str(entry.probe_modes),
+        f"{entry.stored_bytes:,}",
+        entry.store_sha256[:12],
+        entry.source_name or UNKNOWN,
     )

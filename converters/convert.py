@@ -14,7 +14,6 @@ from pipeline.scan.npz import sha256_file
 from pipeline.scan.provenance import library_versions
 from pipeline.scan.record import StoreRecord, is_store, open_record
 
-
 Progress = Callable[[str, int], Callable[[int], None]]
 """Label and number of frames -> a function to call with the frames just done (`pipeline.cli.progress`)."""
 
@@ -71,8 +70,12 @@ def convert(config: ConvertConfig, *, progress: Progress = silent) -> Conversion
     same = _same_store(config.target, plan)
     if same is not None:
         return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
-    done = ingest(plan, config.target, overwrite=config.overwrite,
-                  progress=progress(plan.npz.path.name, plan.layout.roles.n_frames))
+    done = ingest(
+        plan,
+        config.target,
+        overwrite=config.overwrite,
+        progress=progress(plan.npz.path.name, plan.layout.roles.n_frames),
+    )
     return ConversionReport(status="converted", plan=plan, target=config.target, record=done.record)
 
 

@@ -68,8 +68,10 @@ def _values_advice(npz: Npz | None) -> list[str]:
     except IntegrityError:
         return []
     whole = np.mean(sample == np.rint(sample))
-    return [f"first values of {member.name!r}: min {sample.min():.4g}, mean {sample.mean():.4g}, max {sample.max():.4g}, "
-            f"{100 * whole:.0f} % whole numbers" + (" (counts often look so)" if whole == 1 else "")]
+    return [
+        f"first values of {member.name!r}: min {sample.min():.4g}, mean {sample.mean():.4g}, max {sample.max():.4g}, "
+        f"{100 * whole:.0f} % whole numbers" + (" (counts often look so)" if whole == 1 else "")
+    ]
 
 
 def _geometry_advice(plan: IngestPlan) -> list[str]:
@@ -86,16 +88,22 @@ def _geometry_advice(plan: IngestPlan) -> list[str]:
         values, _ = read_array(plan.npz, plan.npz.members[probe])
         frame = plan.layout.roles.frame_shape
         diameter = probe_diameter(values.reshape(-1, *frame).astype(np.complex64))
-        lines.append(f"probe {diameter:.1f} px wide at half maximum: neighbours overlap by "
-                     f"{100 * disc_overlap(step, diameter):.0f} % of the disc")
+        lines.append(
+            f"probe {diameter:.1f} px wide at half maximum: neighbours overlap by "
+            f"{100 * disc_overlap(step, diameter):.0f} % of the disc"
+        )
     return lines
 
 
 def finding_text(finding: Finding) -> str:
     """A finding for people."""
     if finding.plan is not None:
-        parts = [f"{finding.path}: convertible", aligned(plan_rows(finding.plan)), "  members",
-                 aligned(member_rows(finding.plan), "    ")]
+        parts = [
+            f"{finding.path}: convertible",
+            aligned(plan_rows(finding.plan)),
+            "  members",
+            aligned(member_rows(finding.plan), "    "),
+        ]
     else:
         assert finding.refusal is not None
         verdict = "needs an option" if finding.exit_code == EXIT_FINDINGS else "cannot be converted"
@@ -110,13 +118,22 @@ def finding_text(finding: Finding) -> str:
 def finding_data(finding: Finding) -> Mapping[str, Any]:
     """A finding for programs."""
     data: dict[str, Any] = {
-        "path": str(finding.path), "convertible": finding.refusal is None, "advice": list(finding.advice),
-        "members": {n: {"shape": list(m.header.shape), "dtype": m.header.dtype.str, "bytes": m.size}
-                    for n, m in (finding.npz.members.items() if finding.npz else ())},
+        "path": str(finding.path),
+        "convertible": finding.refusal is None,
+        "advice": list(finding.advice),
+        "members": {
+            n: {"shape": list(m.header.shape), "dtype": m.header.dtype.str, "bytes": m.size}
+            for n, m in (finding.npz.members.items() if finding.npz else ())
+        },
     }
     if finding.plan is not None:
         layout = finding.plan.layout
-        return {**data, "frames": layout.roles.n_frames, "frame_shape": list(layout.roles.frame_shape),
-                "quantity": layout.quantity, "evidence": dict(layout.evidence)}
+        return {
+            **data,
+            "frames": layout.roles.n_frames,
+            "frame_shape": list(layout.roles.frame_shape),
+            "quantity": layout.quantity,
+            "evidence": dict(layout.evidence),
+        }
     assert finding.refusal is not None
     return {**data, "code": finding.refusal.code, "reason": finding.refusal.message, "hint": finding.refusal.hint}

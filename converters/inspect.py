@@ -25,7 +25,8 @@ def main(*, files: tuple[Path, ...], **declared: Any) -> Outcome:
 
     findings = [examine(path, Declaration(**declared)) for path in files]
     return Outcome(
-        data={"files": [finding_data(f) for f in findings]}, text="\n\n".join(finding_text(f) for f in findings),
+        data={"files": [finding_data(f) for f in findings]},
+        text="\n\n".join(finding_text(f) for f in findings),
         exit_code=max(f.exit_code for f in findings),
     )
 

@@ -18,9 +18,7 @@ from pipeline.scan.options import declaration_options
 @click.option("--drop-original", is_flag=True, help="do not keep a float64 stack that float32 cannot give back")
 @click.option("--overwrite", is_flag=True, help="replace what is at DEST, once the new store is whole")
 @click.option("--dry-run", is_flag=True, help="say what would be done; write nothing")
-def main(
-    *, source: Path, dest: Path, drop_original: bool, overwrite: bool, dry_run: bool, **declared: Any
-) -> Outcome:
+def main(*, source: Path, dest: Path, drop_original: bool, overwrite: bool, dry_run: bool, **declared: Any) -> Outcome:
     """Convert the legacy NPZ SOURCE to the store DEST (NAME.zarr, or a folder to put NAME.zarr into).
 
     Everything is verified before DEST appears. What the file does not tell is asked for, never guessed:
@@ -32,7 +30,10 @@ def main(
 
     target = dest / f"{source.stem}.zarr" if dest.is_dir() and dest.suffix != ".zarr" else dest
     config = ConvertConfig(
-        source=source, target=target, declaration=Declaration(**declared), overwrite=overwrite,
+        source=source,
+        target=target,
+        declaration=Declaration(**declared),
+        overwrite=overwrite,
         drop_original=drop_original,
     )
     report = plan_conversion(config) if dry_run else convert(config, progress=progress)

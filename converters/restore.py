@@ -47,8 +47,13 @@ def restore(store: Path, target: Path, *, overwrite: bool = False) -> RestoreRep
         sha256 = sha256_file(stage)
     source_sha256 = record.attrs["provenance"].get("source", {}).get("sha256")
     return RestoreReport(
-        store=store, target=target, members=tuple(written), cast=tuple(cast), sha256=sha256,
-        same_file=sha256 == source_sha256, from_source=from_source,
+        store=store,
+        target=target,
+        members=tuple(written),
+        cast=tuple(cast),
+        sha256=sha256,
+        same_file=sha256 == source_sha256,
+        from_source=from_source,
     )
 
 
@@ -60,6 +65,7 @@ def _compare(record: StoreRecord, written: dict[str, ReadDigest]) -> Sequence[st
         elif written[entry["name"]].sha256 != entry["sha256"]:
             raise IntegrityError(
                 f"{record.path}: member {entry['name']!r} comes back with SHA-256 "
-                f"{written[entry['name']].sha256[:12]}…, the source had {entry['sha256'][:12]}…", code="restore.member",
+                f"{written[entry['name']].sha256[:12]}…, the source had {entry['sha256'][:12]}…",
+                code="restore.member",
             )
     return cast

@@ -33,8 +33,11 @@ def plan_rows(plan: IngestPlan) -> list[tuple[str, str]]:
 def member_rows(plan: IngestPlan) -> list[tuple[str, str]]:
     """Each member and where it goes."""
     return [
-        (p.member, f"{plan.npz.members[p.member].describe()} -> "
-                   + (p.variable or (f"the bytes of {p.twin_of}" if p.twin_of else "legacy/")))
+        (
+            p.member,
+            f"{plan.npz.members[p.member].describe()} -> "
+            + (p.variable or (f"the bytes of {p.twin_of}" if p.twin_of else "legacy/")),
+        )
         for p in plan.layout.roles.placements
     ]
 
@@ -63,19 +66,29 @@ def report_data(report: ConversionReport) -> Mapping[str, object]:
     """A conversion for programs."""
     layout = report.plan.layout
     data: dict[str, object] = {
-        "status": report.status, "source": str(report.plan.npz.path), "target": str(report.target),
-        "frames": layout.roles.n_frames, "frame_shape": list(layout.roles.frame_shape),
-        "source_quantity": layout.quantity, "evidence": dict(layout.evidence),
+        "status": report.status,
+        "source": str(report.plan.npz.path),
+        "target": str(report.target),
+        "frames": layout.roles.n_frames,
+        "frame_shape": list(layout.roles.frame_shape),
+        "source_quantity": layout.quantity,
+        "evidence": dict(layout.evidence),
         "options": report.plan.declaration.given(),
     }
     if report.record is None:
         return {**data, "members": {p.member: p.variable or "legacy" for p in layout.roles.placements}}
     made_of, frames = report.record.attrs["provenance"], report.record.arrays["diffraction"]
     return {
-        **data, "store_sha256": report.record.store_sha256, "source_sha256": made_of["source"]["sha256"],
-        "stored_quantity": frames.attrs["quantity"], "stored_dtype": frames.dtype.name,
-        "photons_scale": report.record.attrs["photons_scale"], "counts_total": made_of["counts_total"],
+        **data,
+        "store_sha256": report.record.store_sha256,
+        "source_sha256": made_of["source"]["sha256"],
+        "stored_quantity": frames.attrs["quantity"],
+        "stored_dtype": frames.dtype.name,
+        "photons_scale": report.record.attrs["photons_scale"],
+        "counts_total": made_of["counts_total"],
         "photons_per_frame": report.record.attrs["photons_per_frame"],
-        "source_bytes": made_of["source"]["bytes"], "stored_bytes": report.record.stored_bytes,
-        "accounting": made_of["accounting"], "evidence": made_of["evidence"],
+        "source_bytes": made_of["source"]["bytes"],
+        "stored_bytes": report.record.stored_bytes,
+        "accounting": made_of["accounting"],
+        "evidence": made_of["evidence"],
     }

@@ -28,8 +28,10 @@ def main(*, store: Path, out: Path, overwrite: bool, dry_run: bool) -> Outcome:
     if dry_run:
         entries = member_entries(open_record(store))
         names = [entry["name"] for entry in entries]
-        return Outcome(data={"store": str(store), "target": str(out), "members": names},
-                       text=f"{store} would be written to {out}: {', '.join(names) or 'the usual legacy names'}")
+        return Outcome(
+            data={"store": str(store), "target": str(out), "members": names},
+            text=f"{store} would be written to {out}: {', '.join(names) or 'the usual legacy names'}",
+        )
     report = restore(store, out, overwrite=overwrite)
     data = {**asdict(report), "store": str(store), "target": str(out)}
     if not report.from_source:
@@ -38,8 +40,12 @@ def main(*, store: Path, out: Path, overwrite: bool, dry_run: bool) -> Outcome:
     same = ", the whole file byte for byte" if report.same_file else ""
     exact = len(report.members) - len(report.cast)
     text = f"{store} is now {out}: {exact} of {len(report.members)} members bit for bit{same}\nsha256 {report.sha256}"
-    return Outcome(data=data, text=text, exit_code=EXIT_FINDINGS if report.cast else 0,
-                   warnings=[f"cast: {line}" for line in report.cast])
+    return Outcome(
+        data=data,
+        text=text,
+        exit_code=EXIT_FINDINGS if report.cast else 0,
+        warnings=[f"cast: {line}" for line in report.cast],
+    )
 
 
 if __name__ == "__main__":

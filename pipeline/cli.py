@@ -81,8 +81,8 @@ def command(schema: str) -> Callable[[Body], click.Command]:
 class _Command(click.Command):
     """A command whose failures are one message and one exit code (`error:` or the JSON envelope)."""
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
-        given = list(sys.argv[1:] if args is None else args)
+    def main(self, *args: Any, **extra: Any) -> Any:
+        given = list(sys.argv[1:] if not args or args[0] is None else args[0])
         sys.exit(_guarded(lambda: super(_Command, self).main(given, standalone_mode=False), given))
 
 
@@ -109,8 +109,8 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
-        given = list(sys.argv[1:] if args is None else args)
+    def main(self, *args: Any, **extra: Any) -> Any:
+        given = list(sys.argv[1:] if not args or args[0] is None else args[0])
         sys.exit(_guarded(lambda: super(_LazyGroup, self).main(given, standalone_mode=False), given))
 
 

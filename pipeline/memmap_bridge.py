@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.scan.chunks import read_all, read_amplitude
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.frames import StackSource, disk_axes
 from pipeline.scan.ingest import IngestPlan, canonical_values, open_frames, plan_ingest
+from pipeline.scan.npz import raw_bytes
 from pipeline.scan.quantity import IDENTITY, amplitude_from_counts
 from pipeline.scan.record import open_record
 from pipeline.scan.store import formula_of
@@ -53,7 +54,8 @@ class BridgeConfig:
         if self.gridsize > 1 and self.neighbor_count < self.gridsize**2:
             raise PlanError(
                 f"OVERSAMPLING-001: gridsize {self.gridsize} needs at least {self.gridsize**2} neighbours, "
-                f"neighbor_count is {self.neighbor_count}", code="plan.oversampling_001",
+                f"neighbor_count is {self.neighbor_count}",
+                code="plan.oversampling_001",
             )
 
 
@@ -95,11 +97,18 @@ class MemmapDatasetBridge:
         for note in self.notes:
             _LOG.warning("%s: %s", path, note)
         if self.diffraction.shape[1:] != (config.N, config.N):
-            raise ConfigError(f"{path}: frames are {self.diffraction.shape[1:]}, the config says N = {config.N}",
-                              code="config.frame_size", hint=f"N={self.diffraction.shape[1]}")
+            raise ConfigError(
+                f"{path}: frames are {self.diffraction.shape[1:]}, the config says N = {config.N}",
+                code="config.frame_size",
+                hint=f"N={self.diffraction.shape[1]}",
+            )
 
     def get_grouped_data(
-        self, N: int | None = None, K: int | None = None, nsamples: int | None = None, gridsize: int | None = None,
+        self,
+        N: int | None = None,
+        K: int | None = None,
+        nsamples: int | None = None,
+        gridsize: int | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
         """Groups of gridsize^2 = C neighbouring frames; what is not given comes from the config.
@@ -120,9 +129,12 @@ class MemmapDatasetBridge:
         if N is not None and N != self.config.N:
             raise ConfigError(f"N = {N}, the bridge was opened with N = {self.config.N}", code="config.frame_size")
         grouping = group_frames(
-            np.stack([self.ycoords, self.xcoords], axis=1), seed=seed,
-            gridsize=gridsize or self.config.gridsize, n_groups=nsamples or self.config.n_groups,
-            neighbors=K or self.config.neighbor_count, allow_oversampling=self.config.allow_oversampling,
+            np.stack([self.ycoords, self.xcoords], axis=1),
+            seed=seed,
+            gridsize=gridsize or self.config.gridsize,
+            n_groups=nsamples or self.config.n_groups,
+            neighbors=K or self.config.neighbor_count,
+            allow_oversampling=self.config.allow_oversampling,
         )
         for note in grouping.notes:
             _LOG.warning("%s", note)
@@ -131,21 +143,27 @@ class MemmapDatasetBridge:
         offsets = nn.mean(axis=3, keepdims=True)
         frames = np.moveaxis(self.diffraction[members], 1, 3)
         return {
-            "diffraction": np.ascontiguousarray(frames), "X_full": _normalised(frames, self.config.N),
-            "coords_nn": nn, "coords_offsets": offsets, "coords_relative": -(nn - offsets), "nn_indices": members,
+            "diffraction": np.ascontiguousarray(frames),
+            "X_full": _normalised(frames, self.config.N),
+            "coords_nn": nn,
+            "coords_offsets": offsets,
+            "coords_relative": -(nn - offsets),
+            "nn_indices": members,
             "Y": None if self.label is None else np.ascontiguousarray(np.moveaxis(self.label[members], 1, 3)),
             "objectGuess": self.object_guess,
         }
 
     def _from_npz(self, path: Path) -> dict[str, NDArray[Any]]:
-        said = self.config.declaration
-        plan = plan_ingest(path, Declaration(**{**said.given(), "contract": "data-001"}))
+        plan = plan_ingest(path, replace(self.config.declaration, contract="data-001"))
         values = canonical_values(plan)
         with open_frames(plan, beside=Path(tempfile.gettempdir()) / path.name) as source:
             if _mappable(source, plan):
                 _drain(source, path)
                 values["diffraction"] = np.memmap(
-                    path, np.float32, "r", offset=source.member.offset + len(source.member.header.prefix),
+                    path,
+                    np.float32,
+                    "r",
+                    offset=source.member.offset + len(source.member.header.prefix),
                     shape=(plan.layout.roles.n_frames, *plan.layout.roles.frame_shape),
                 )
                 return values
@@ -170,7 +188,8 @@ class MemmapDatasetBridge:
 def _mappable(source: StackSource, plan: IngestPlan) -> bool:
     """A stored little-endian float32 amplitude stack whose bytes are the frames one after the other."""
     return (
-        not source.member.deflated and source.member.header.dtype == np.dtype("<f4")
+        not source.member.deflated
+        and source.member.header.dtype == np.dtype("<f4")
         and plan.layout.quantity == "amplitude"
         and disk_axes(source.member.header, plan.layout.roles.axes) == "fyx"
     )
@@ -201,11 +220,14 @@ def _spilled(shape: tuple[int, ...], blocks: Iterator[Floats]) -> Floats:
     """The blocks one after the other in an unnamed temporary file, mapped."""
     needed, free = int(np.prod(shape)) * 4, shutil.disk_usage(tempfile.gettempdir()).free
     if needed > free:
-        raise EnvironmentFault(f"{tempfile.gettempdir()}: {needed} bytes are needed for the frames, {free} are free",
-                               code="environment.no_space", hint="point TMPDIR at a larger disk")
+        raise EnvironmentFault(
+            f"{tempfile.gettempdir()}: {needed} bytes are needed for the frames, {free} are free",
+            code="environment.no_space",
+            hint="point TMPDIR at a larger disk",
+        )
     with tempfile.TemporaryFile() as file:
         for block in blocks:
-            file.write(memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
+            file.write(raw_bytes(block))
         file.flush()
         return np.memmap(file, np.float32, "r", shape=shape)
 
@@ -216,5 +238,3 @@ def _normalised(frames: Floats, side: int) -> Floats:
     if energy == 0:
         return np.zeros_like(frames)
     return np.float32(np.sqrt((side / 2) ** 2 / energy)) * frames
-
-

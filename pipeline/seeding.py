@@ -24,6 +24,7 @@ class Purpose(StrEnum):
     PROBE = "probe"
     POSITIONS = "positions"
     POISSON = "poisson"
+    RECIPE_PART = "recipe-part"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:

@@ -31,8 +31,11 @@ def main(*, path: Path) -> Outcome:
     audit = audit_store(path, progress=progress(str(path), total, unit="byte"))
     data = {"path": str(path), **asdict(audit)}
     if not audit.damages:
-        return Outcome(data=data, text=f"{path}: {audit.n_files} files, {audit.n_bytes} bytes, all as written\n"
-                                       f"store_sha256 {audit.store_sha256}")
+        return Outcome(
+            data=data,
+            text=f"{path}: {audit.n_files} files, {audit.n_bytes} bytes, all as written\n"
+            f"store_sha256 {audit.store_sha256}",
+        )
     lines = [f"{path}: {len(audit.damages)} damaged of {audit.n_files} files"]
     lines += [f"  {d.holds}: {d.found}" for d in audit.damages]
     return Outcome(data=data, text="\n".join(lines), exit_code=EXIT_DAMAGED)

@@ -33,7 +33,12 @@ class Grouping:
 
 
 def group_frames(
-    positions: Doubles, *, gridsize: int, n_groups: int, seed: int, neighbors: int = DEFAULT_NEIGHBORS,
+    positions: Doubles,
+    *,
+    gridsize: int,
+    n_groups: int,
+    seed: int,
+    neighbors: int = DEFAULT_NEIGHBORS,
     allow_oversampling: bool = False,
 ) -> Grouping:
     """Groups of gridsize^2 frames around `n_groups` seed frames.
@@ -81,13 +86,15 @@ def _refuse_impossible(n_frames: int, gridsize: int, n_groups: int, neighbors: i
     if size > 1 and neighbors < size:
         raise PlanError(
             f"OVERSAMPLING-001: gridsize {gridsize} needs at least {size} neighbours to choose from, not {neighbors}",
-            code="plan.oversampling_001", hint=f"--neighbors {DEFAULT_NEIGHBORS}",
+            code="plan.oversampling_001",
+            hint=f"--neighbors {DEFAULT_NEIGHBORS}",
         )
     if size > 1 and n_groups > n_frames and not (allow_oversampling and neighbors > size):
         raise PlanError(
             f"OVERSAMPLING-001: {n_groups} groups from {n_frames} frames repeat seeds; that is opt-in and needs more "
             f"than {size} neighbours to choose from (now {neighbors})",
-            code="plan.oversampling_001", hint="--allow-oversampling, with --neighbors above gridsize squared",
+            code="plan.oversampling_001",
+            hint="--allow-oversampling, with --neighbors above gridsize squared",
         )
 
 
@@ -130,7 +137,7 @@ def nearest_others(positions: Doubles, k: int) -> Indices:
     n = len(positions)
     tree = cKDTree(positions)
     reach = min(n, k + 2)  # itself, the k wanted, and one more to see whether the last is tied
-    distance, index = tree.query(positions, k=reach)
+    distance, index = map(np.asarray, tree.query(positions, k=reach))
     result = np.empty((n, k), np.int64)
     last = distance[:, min(k, reach - 1)]
     tied = (reach > k + 1) & (distance[:, -1] <= last)

@@ -43,8 +43,8 @@ def audit_store(root: Path, *, progress: Callable[[int], None] = lambda n: None)
         data = (root / mf.MANIFEST_NAME).read_bytes()
         manifest = mf.decode(data, where=mf.MANIFEST_NAME)
     except (FileNotFoundError, IntegrityError) as exc:
-        found = "missing" if isinstance(exc, FileNotFoundError) else str(exc)
-        damage = Damage(path=mf.MANIFEST_NAME, holds="the manifest", found=found)
+        reason = "missing" if isinstance(exc, FileNotFoundError) else str(exc)
+        damage = Damage(path=mf.MANIFEST_NAME, holds="the manifest", found=reason)
         return Audit(store_sha256=None, n_files=len(files), n_bytes=0, damages=(damage,))
     arrays = parse_arrays(root, [p for p in manifest if not mf.is_chunk(p)])
     damages: list[Damage] = []
@@ -58,9 +58,7 @@ def audit_store(root: Path, *, progress: Callable[[int], None] = lambda n: None)
     for path in sorted(set(files) - set(manifest)):
         damages.append(Damage(path=path, holds=path, found="not in the manifest"))
     damages.extend(_inconsistency(root) if not damages else ())
-    return Audit(
-        store_sha256=mf.store_sha256(data), n_files=len(manifest), n_bytes=n_bytes, damages=tuple(damages)
-    )
+    return Audit(store_sha256=mf.store_sha256(data), n_files=len(manifest), n_bytes=n_bytes, damages=tuple(damages))
 
 
 def _damage(root: Path, path: str, promised: mf.FileDigest, size: int | None) -> str | None:
@@ -77,5 +75,3 @@ def _inconsistency(root: Path) -> Iterator[Damage]:
         open_record(root)
     except (IntegrityError, SourceError) as exc:
         yield Damage(path=mf.MANIFEST_NAME, holds="the manifest", found=exc.message)
-
-

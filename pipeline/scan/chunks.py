@@ -59,7 +59,8 @@ def _checked_bytes(record: StoreRecord, name: str, index: int) -> bytes:
     if found != mf.trailer(data) or found != promised.crc32c:
         raise IntegrityError(
             f"{record.path}: {place(array, index)}: CRC-32C is {found:08x}; the file itself says "
-            f"{mf.trailer(data):08x}, the manifest {promised.crc32c:08x}", code="store.chunk",
+            f"{mf.trailer(data):08x}, the manifest {promised.crc32c:08x}",
+            code="store.chunk",
         )
     return data
 

@@ -7,7 +7,7 @@ roots of counts take few distinct four-byte values, which shuffling would hide f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import google_crc32c
 import numpy as np
@@ -42,7 +42,7 @@ def encode(block: NDArray[np.generic], chain: Chain) -> bytes:
         body = blosc.compress(flat, b"lz4", _LZ4_LEVEL, blosc.BITSHUFFLE, 0, typesize=block.dtype.itemsize)
     else:
         body = _ZSTD.encode(block.reshape(-1).view(np.uint8))
-    return bytes(body) + google_crc32c.value(bytes(body)).to_bytes(4, "little")
+    return bytes(body) + int(google_crc32c.value(bytes(body))).to_bytes(4, "little")
 
 
 def decode(body: memoryview, chain: Chain, out: NDArray[np.generic]) -> None:
@@ -64,12 +64,16 @@ def decode(body: memoryview, chain: Chain, out: NDArray[np.generic]) -> None:
         raise IntegrityError(f"cannot be decoded: {exc}", code="store.chunk") from exc
 
 
-def metadata(chain: Chain, itemsize: int) -> list[dict[str, object]]:
+def zarr_chain(chain: Chain, itemsize: int) -> list[dict[str, Any]]:
     """The chain as Zarr v3 codec metadata."""
-    squeeze: dict[str, object] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+    squeeze: dict[str, Any] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
     if chain == "counts":
         settings = {
-            "typesize": itemsize, "cname": "lz4", "clevel": _LZ4_LEVEL, "shuffle": "bitshuffle", "blocksize": 0,
+            "typesize": itemsize,
+            "cname": "lz4",
+            "clevel": _LZ4_LEVEL,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
         }
         squeeze = {"name": "blosc", "configuration": settings}
     return [squeeze, {"name": "crc32c"}]

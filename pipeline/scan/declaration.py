@@ -16,8 +16,12 @@ ORIGINS: Final = ("n/2", "n/2-0.5", "corner")
 """What a source's coordinate points at: pixel n/2 of the frame's window, its exact middle, or its first pixel."""
 
 CHOICES: Final = {
-    "key": STACK_KEYS, "axes": ("fyx", "yxf", "yfx"), "quantity": ("counts", "intensity", "amplitude"),
-    "contract": ("data-001",), "positions": ("pixel", "metre"), "position_origin": ORIGINS,
+    "key": STACK_KEYS,
+    "axes": ("fyx", "yxf", "yfx"),
+    "quantity": ("counts", "intensity", "amplitude"),
+    "contract": ("data-001",),
+    "positions": ("pixel", "metre"),
+    "position_origin": ORIGINS,
 }
 
 
@@ -37,9 +41,7 @@ class Declaration:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise ConfigError(
-                    f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="config.choice"
-                )
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="config.choice")
         if self.pixel_size_m is not None and not (self.pixel_size_m > 0 and math.isfinite(self.pixel_size_m)):
             raise ConfigError(f"pixel_size_m is {self.pixel_size_m}; expected a positive length", code="config.range")
         if self.positions == "metre" and self.pixel_size_m is None:

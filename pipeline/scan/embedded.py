@@ -17,22 +17,64 @@ import numpy as np
 
 from pipeline.scan.npz import NpyHeader
 
-_STRUCTURE: Final = frozenset({
-    "PROTO", "FRAME", "STOP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "MARK",
-    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "NONE",
-    "NEWFALSE", "NEWTRUE", "REDUCE", "BUILD",
-})
+_STRUCTURE: Final = frozenset(
+    {
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MEMOIZE",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+        "MARK",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_TUPLE",
+        "EMPTY_LIST",
+        "LIST",
+        "APPEND",
+        "APPENDS",
+        "NONE",
+        "NEWFALSE",
+        "NEWTRUE",
+        "REDUCE",
+        "BUILD",
+    }
+)
 _NUMBERS: Final = frozenset({"BININT", "BININT1", "BININT2", "INT", "LONG1"})
 _BYTES: Final = frozenset({"SHORT_BINBYTES", "BINBYTES"})
 _TEXTS: Final = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
-_WORDS: Final = frozenset({
-    "numpy.core.multiarray", "numpy._core.multiarray", "_reconstruct", "numpy", "ndarray", "dtype", "O8", "O4", "|",
-    "b", "_codecs", "encode", "latin1",
-})
-_GLOBALS: Final = frozenset({
-    "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype",
-    "_codecs encode",
-})
+_WORDS: Final = frozenset(
+    {
+        "numpy.core.multiarray",
+        "numpy._core.multiarray",
+        "_reconstruct",
+        "numpy",
+        "ndarray",
+        "dtype",
+        "O8",
+        "O4",
+        "|",
+        "b",
+        "_codecs",
+        "encode",
+        "latin1",
+    }
+)
+_GLOBALS: Final = frozenset(
+    {
+        "numpy.core.multiarray _reconstruct",
+        "numpy._core.multiarray _reconstruct",
+        "numpy ndarray",
+        "numpy dtype",
+        "_codecs encode",
+    }
+)
 _DTYPE_NUMBERS: Final = frozenset({0, 1, 3, -1, 63})
 
 

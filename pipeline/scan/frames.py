@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scan.npz import Member, MemberReader, Npz, NpyHeader, ReadDigest, disk_blocks
+from pipeline.scan.npz import Member, MemberReader, NpyHeader, Npz, ReadDigest, disk_blocks
 from pipeline.scan.retile import TILE_BYTES, Tiles, retiled
 
 
@@ -72,10 +72,16 @@ class StackSource:
             return
         if self._tiles is None:
             shape = _shape_along(self._axes, self._shape)
-            self._tiles = self._cleanup.enter_context(retiled(
-                self._read(slab_rows(shape, self.dtype)), shape, self.member.header.dtype, in_axis=0,
-                out_axis=self._axes.index("f"), beside=self._beside,
-            ))
+            self._tiles = self._cleanup.enter_context(
+                retiled(
+                    self._read(slab_rows(shape, self.dtype)),
+                    shape,
+                    self.member.header.dtype,
+                    in_axis=0,
+                    out_axis=self._axes.index("f"),
+                    beside=self._beside,
+                )
+            )
         yield from self._tiles.blocks(rows)
 
     def _read(self, rows: int) -> Iterator[NDArray[Any]]:
@@ -104,7 +110,5 @@ def to_disk_order(
         yield from disk_blocks
         return
     disk_shape = _shape_along(order, shape)
-    with retiled(
-        disk_blocks, disk_shape, header.dtype, in_axis=order.index("f"), out_axis=0, beside=beside
-    ) as tiles:
+    with retiled(disk_blocks, disk_shape, header.dtype, in_axis=order.index("f"), out_axis=0, beside=beside) as tiles:
         yield from tiles.blocks(slab_rows(disk_shape, header.dtype))

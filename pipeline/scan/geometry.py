@@ -39,7 +39,7 @@ def nearest_step(positions: Doubles) -> float | None:
         return None
     from scipy.spatial import cKDTree  # 0.2 s of import that only this needs
 
-    distance, _ = cKDTree(positions).query(positions, k=2)
+    distance = np.asarray(cKDTree(positions).query(positions, k=2)[0])
     return float(np.median(distance[:, 1]))
 
 

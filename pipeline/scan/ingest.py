@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.scan import embedded
 from pipeline.scan import npz as npz_file
+from pipeline.scan.declaration import Declaration, declared_for
 from pipeline.scan.frames import StackSource
 from pipeline.scan.geometry import origin_offset
 from pipeline.scan.layout import plan_chunks
-from pipeline.scan.declaration import Declaration, declared_for
 from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
 from pipeline.scan.npz import Member, MemberReader, Npz, disk_blocks
 from pipeline.scan.provenance import KeptMember, root_attributes_of
@@ -74,7 +74,8 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
     roles = name_members(npz.members, declaration, where=str(path))
     text = _metadata_text(npz, roles.metadata)
     facts = Facts(
-        x=_coordinate(npz, "xcoords"), y=_coordinate(npz, "ycoords"),
+        x=_coordinate(npz, "xcoords"),
+        y=_coordinate(npz, "ycoords"),
         metadata=embedded.json_of(text) if text is not None else None,
     )
     if npz.members[roles.stack].header.dtype.kind == "f":
@@ -83,9 +84,7 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
         check_values(sample, 0, f"{path}: {roles.stack!r}")
         facts = replace(facts, sample=sqrt_evidence(as_float32(sample)))
     layout = interpret(roles, npz.members, facts, declaration, where=str(path))
-    return IngestPlan(
-        npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original
-    )
+    return IngestPlan(npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original)
 
 
 def open_frames(plan: IngestPlan, *, beside: Path) -> StackSource:
@@ -119,14 +118,18 @@ def _metadata_text(npz: Npz, name: str | None) -> str | None:
         return None
     member = npz.members[name]
     if member.size > _MAX_TEXT_BYTES:
-        raise SourceError(f"{npz.path}: member {name!r} has {member.size} bytes; no metadata text is that long",
-                          code="npz.object_member")
+        raise SourceError(
+            f"{npz.path}: member {name!r} has {member.size} bytes; no metadata text is that long",
+            code="npz.object_member",
+        )
     raw, _ = npz_file.read_raw(npz, member)
     text = embedded.text_of(member.header, raw)
     if member.is_object and (text is None or embedded.json_of(text) is None):
         raise SourceError(
             f"{npz.path}: member {name!r} is a pickle that holds something else than one JSON string; it was not "
-            f"unpickled", code="npz.object_member", hint="save that member again as numbers or text",
+            f"unpickled",
+            code="npz.object_member",
+            hint="save that member again as numbers or text",
         )
     return text
 
@@ -154,25 +157,43 @@ def ingest(
         file_sha256 = aside.submit(npz_file.sha256_file, plan.npz.path)
         writer = StoreWriter(stage)
         stack = store_frames(
-            writer, source, quantity=plan.layout.quantity, scale=plan.layout.scale, n_frames=roles.n_frames,
-            frame_shape=roles.frame_shape, where=where, progress=progress,
+            writer,
+            source,
+            quantity=plan.layout.quantity,
+            scale=plan.layout.scale,
+            n_frames=roles.n_frames,
+            frame_shape=roles.frame_shape,
+            where=where,
+            progress=progress,
         )
         members = tuple(_store_member(writer, source, plan, stack, p, target) for p in roles.placements)
         index = np.arange(roles.n_frames, dtype=np.int64)
         _add_whole(writer, "frame_index", SCAN_SCHEMA["frame_index"].dims, index, variable_attrs("frame_index"))
         if not plan.npz.unchanged():
             raise SourceError(f"{plan.npz.path}: the file changed while it was read", code="source.changed")
-        record = writer.finish(root_attributes_of(
-            plan.layout, plan.declaration, stack, members, source=plan.npz.path, source_sha256=file_sha256.result(),
-            source_bytes=plan.npz.state[0], metadata_text=plan.metadata_text,
-        ))
+        record = writer.finish(
+            root_attributes_of(
+                plan.layout,
+                plan.declaration,
+                stack,
+                members,
+                source=plan.npz.path,
+                source_sha256=file_sha256.result(),
+                source_bytes=plan.npz.state[0],
+                metadata_text=plan.metadata_text,
+            )
+        )
         check_frames(record, stack, source.dtype, amplitude=plan.layout.quantity == "amplitude")
         writer.check(record, skip=("diffraction",))
     return Ingested(record=replace(record, path=target), plan=plan, stack=stack, members=members)
 
 
 def _store_member(
-    writer: StoreWriter, source: StackSource, plan: IngestPlan, stack: StoredStack, placement: Placement,
+    writer: StoreWriter,
+    source: StackSource,
+    plan: IngestPlan,
+    stack: StoredStack,
+    placement: Placement,
     target: Path,
 ) -> KeptMember:
     """Put one member where it belongs; the stack's frames are stored already."""
@@ -189,8 +210,10 @@ def _store_member(
         with MemberReader(plan.npz, member) as reader:
             digest = reader.finish()
         if source.digest != digest:
-            raise IntegrityError(f"{plan.npz.path}: {member.name!r} and {placement.twin_of!r} have one CRC-32 but "
-                                 f"different bytes", code="npz.crc")
+            raise IntegrityError(
+                f"{plan.npz.path}: {member.name!r} and {placement.twin_of!r} have one CRC-32 but different bytes",
+                code="npz.crc",
+            )
         return KeptMember(member=member, digest=digest, twin_of=placement.twin_of)
     if placement.variable is None:
         return _store_verbatim(writer, plan.npz, member)
@@ -254,7 +277,7 @@ def _canonical(values: Array, layout: LegacyLayout, variable: str) -> Array:
     if variable in ("position_y", "position_x"):
         return _pixels(values, layout, variable)
     if variable == "valid":
-        return values == 0
+        return np.asarray(values == 0)
     if variable == "probe" and values.ndim == 2:
         values = values[np.newaxis]
     elif variable == "probe" and values.shape[1:] != layout.roles.frame_shape:
@@ -287,4 +310,3 @@ def _add_whole(writer: StoreWriter, name: str, dims: tuple[str, ...], values: Ar
 
 def _row_blocks(values: Array, rows: int) -> Iterable[Array]:
     return (values[start : start + rows] for start in range(0, values.shape[0], rows))
-

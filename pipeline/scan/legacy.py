@@ -110,8 +110,13 @@ def name_members(members: Mapping[str, Member], declaration: Declaration, *, whe
     parts |= _optional_parts(members, sizes["f"], frame)
     placements = [_placement(name, parts, twin, stack) for name in members]
     return Roles(
-        stack=stack, axes=axes, n_frames=sizes["f"], frame_shape=frame, placements=tuple(placements),
-        metadata=_first(members, METADATA_KEYS), evidence=(key_evidence, axes_evidence),
+        stack=stack,
+        axes=axes,
+        n_frames=sizes["f"],
+        frame_shape=frame,
+        placements=tuple(placements),
+        metadata=_first(members, METADATA_KEYS),
+        evidence=(key_evidence, axes_evidence),
     )
 
 
@@ -129,7 +134,8 @@ def _refuse_objects(members: Mapping[str, Member], where: str) -> None:
         raise SourceError(
             f"{where}: member {bad[0]!r} is an object array {members[bad[0]].header.shape}, that is a pickle; only a "
             f"lone JSON string in {' or '.join(METADATA_KEYS)} is read, and nothing is ever unpickled",
-            code="npz.object_member", hint="save that member again as numbers or text",
+            code="npz.object_member",
+            hint="save that member again as numbers or text",
         )
 
 
@@ -141,9 +147,7 @@ def _first(members: Mapping[str, Member], keys: Sequence[str]) -> str | None:
     return next((key for key in keys if key in members), None)
 
 
-def _choose_stack(
-    members: Mapping[str, Member], declaration: Declaration, where: str
-) -> tuple[str, str | None, str]:
+def _choose_stack(members: Mapping[str, Member], declaration: Declaration, where: str) -> tuple[str, str | None, str]:
     present = [key for key in STACK_KEYS if key in members]
     if declaration.key is not None:
         if declaration.key not in present:
@@ -161,24 +165,29 @@ def _choose_stack(
         return present[0], present[1], f"{present[0]!r} and {present[1]!r} hold the same bytes"
     raise SourceError(
         f"{where}: 'diffraction' {one.describe()} and 'diff3d' {two.describe()} differ; only one is the scan",
-        code="npz.ambiguous_stack", hint="--key diffraction or --key diff3d (the other stays in legacy/)",
+        code="npz.ambiguous_stack",
+        hint="--key diffraction or --key diff3d (the other stays in legacy/)",
     )
 
 
 def _stack_shape(member: Member, where: str) -> tuple[int, int, int]:
     dtype, shape = member.header.dtype, member.header.shape
     if dtype.kind == "c":
-        raise SourceError(f"{where}: {member.name!r} is complex ({dtype.str}); frames are counts, intensity or "
-                          f"amplitude", code="npz.complex_stack")
+        raise SourceError(
+            f"{where}: {member.name!r} is complex ({dtype.str}); frames are counts, intensity or amplitude",
+            code="npz.complex_stack",
+        )
     if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise SourceError(f"{where}: {member.name!r} has dtype {dtype.str}; expected integers or floats",
-                          code="npz.stack_dtype")
+        raise SourceError(
+            f"{where}: {member.name!r} has dtype {dtype.str}; expected integers or floats", code="npz.stack_dtype"
+        )
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
     if len(shape) != 3:
         raise SourceError(
             f"{where}: {member.name!r} has shape {shape}; expected three axes (frames, y, x in some order), or four "
-            f"with a trailing 1", code="npz.stack_rank",
+            f"with a trailing 1",
+            code="npz.stack_rank",
         )
     if 0 in shape:
         raise SourceError(f"{where}: {member.name!r} is empty, shape {shape}", code="npz.empty_stack")
@@ -189,8 +198,10 @@ def _position_count(members: Mapping[str, Member], where: str) -> int:
     headers = {key: members[key].header for key in ("xcoords", "ycoords")}
     for key, header in headers.items():
         if len(header.shape) != 1 or header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
-            raise SourceError(f"{where}: {key!r} is {members[key].describe()}; expected one number per frame",
-                              code="npz.positions_shape")
+            raise SourceError(
+                f"{where}: {key!r} is {members[key].describe()}; expected one number per frame",
+                code="npz.positions_shape",
+            )
     n_x, n_y = (headers[key].shape[0] for key in ("xcoords", "ycoords"))
     if n_x != n_y:
         raise SourceError(f"{where}: {n_x} xcoords but {n_y} ycoords", code="npz.length_mismatch")
@@ -205,7 +216,8 @@ def _choose_axes(
         if shape[axes.index("f")] != n_positions:
             raise SourceError(
                 f"{where}: with axes {axes} the stack {shape} has {shape[axes.index('f')]} frames, but there are "
-                f"{n_positions} positions", code="npz.length_mismatch",
+                f"{n_positions} positions",
+                code="npz.length_mismatch",
             )
         return axes, f"{axes} (declared)"
     fitting = [axes for axes in ("fyx", "yxf") if shape[axes.index("f")] == n_positions]
@@ -213,7 +225,8 @@ def _choose_axes(
         middle = " (the middle axis does: --axes yfx)" if shape[1] == n_positions else ""
         raise SourceError(
             f"{where}: {n_positions} positions, but the stack {shape} has that many frames on neither its first nor "
-            f"its last axis{middle}", code="npz.ambiguous_axes" if middle else "npz.length_mismatch",
+            f"its last axis{middle}",
+            code="npz.ambiguous_axes" if middle else "npz.length_mismatch",
             hint="--axes yfx" if middle else None,
         )
     by_probe = [axes for axes in fitting if probe is not None and _probe_fits(probe, _frame(axes, shape))]
@@ -224,7 +237,9 @@ def _choose_axes(
         return by_probe[0], f"{by_probe[0]}, the only one whose frames are as large as the probe"
     raise SourceError(
         f"{where}: the stack {shape} with {n_positions} positions can be read as fyx (frames first) and as yxf "
-        f"(frames last)", code="npz.ambiguous_axes", hint="--axes fyx or --axes yxf",
+        f"(frames last)",
+        code="npz.ambiguous_axes",
+        hint="--axes fyx or --axes yxf",
     )
 
 
@@ -252,8 +267,9 @@ def _optional_parts(members: Mapping[str, Member], n_frames: int, frame: tuple[i
     return parts
 
 
-def interpret(roles: Roles, members: Mapping[str, Member], facts: Facts, declaration: Declaration, *,
-              where: str) -> LegacyLayout:
+def interpret(
+    roles: Roles, members: Mapping[str, Member], facts: Facts, declaration: Declaration, *, where: str
+) -> LegacyLayout:
     """What the file means.
 
     Raises
@@ -265,17 +281,23 @@ def interpret(roles: Roles, members: Mapping[str, Member], facts: Facts, declara
     unit, unit_evidence = _position_unit(facts, declaration, where)
     quantity, quantity_evidence = _quantity(members[roles.stack], facts, declaration, where)
     warnings = [
-        f"{key!r} {members[key].describe()} is not understood as a {what} of {roles.frame_shape} frames; kept in legacy/"
+        f"{key!r} {members[key].describe()} is no {what} that fits frames of {roles.frame_shape}; kept in legacy/"
         for what, keys in (("probe", PROBE_KEYS), ("label", LABEL_KEYS))
         for key in keys
         if key in members and key not in roles.kind.values() and what not in roles.kind
     ]
     return LegacyLayout(
-        roles=roles, quantity=quantity, scale=facts.sample.scale if facts.sample.proved else None,
-        position_unit=unit, position_origin=origin, pixel_size_m=declaration.pixel_size_m,
+        roles=roles,
+        quantity=quantity,
+        scale=facts.sample.scale if facts.sample.proved else None,
+        position_unit=unit,
+        position_origin=origin,
+        pixel_size_m=declaration.pixel_size_m,
         photons_declared=_photons(facts.metadata),
         evidence={
-            "key": roles.evidence[0], "axes": roles.evidence[1], "quantity": quantity_evidence,
+            "key": roles.evidence[0],
+            "axes": roles.evidence[1],
+            "quantity": quantity_evidence,
             "positions": unit_evidence,
             "position_origin": f"{origin} ({'declared' if declaration.position_origin else 'the default'})",
         },
@@ -295,7 +317,8 @@ def _position_unit(facts: Facts, declaration: Declaration, where: str) -> tuple[
         return "pixel", f"pixel: a spread of {extent:.6g} exceeds {PIXEL_SPREAD:g}"
     raise SourceError(
         f"{where}: the coordinates spread over {extent:.6g} only, which may be metres or pixels",
-        code="npz.ambiguous_positions", hint="--positions pixel, or --positions metre --pixel-size-m SIZE",
+        code="npz.ambiguous_positions",
+        hint="--positions pixel, or --positions metre --pixel-size-m SIZE",
     )
 
 
@@ -304,7 +327,7 @@ def _quantity(stack: Member, facts: Facts, declaration: Declaration, where: str)
     if dtype.kind in "iu":
         if declaration.quantity not in (None, "counts"):
             raise SourceError(
-                f"{where}: {stack.name!r} holds integers ({dtype.str}), which are counts; declared {declaration.quantity}",
+                f"{where}: {stack.name!r} holds integers ({dtype.str}), so counts; declared {declaration.quantity}",
                 code="npz.quantity_contradiction",
             )
         return "counts", f"counts: integers ({dtype.str})"
@@ -317,7 +340,9 @@ def _quantity(stack: Member, facts: Facts, declaration: Declaration, where: str)
         return DOMAINS[domain], f"{DOMAINS[domain]}: measurement_domain is {domain!r}; {sample.describe()}"
     if sample.proved:
         return "amplitude", f"amplitude: {sample.describe()}"
-    squares = "; every value is the root of a perfect square, as counts held as float are" if sample.only_squares else ""
+    squares = (
+        "; every value is the root of a perfect square, as counts held as float are" if sample.only_squares else ""
+    )
     raise SourceError(
         f"{where}: {stack.name!r} is {dtype.str} and nothing says whether it holds counts, intensity or amplitude "
         f"({sample.describe()}{squares})",

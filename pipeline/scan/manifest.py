@@ -62,7 +62,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def files_sha256(manifest: Manifest) -> str:
-    """SHA-256 of the manifest without the root's zarr.json, which carries this number: so each vouches for the other."""
+    """SHA-256 of the manifest without the root's zarr.json, which carries this number: each vouches for the other."""
     return hashlib.sha256(encode({p: d for p, d in manifest.items() if p != ROOT_METADATA})).hexdigest()
 
 

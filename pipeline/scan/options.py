@@ -16,7 +16,7 @@ _HELP = {
     "contract": "data-001: float means amplitude",
     "positions": "unit of the coordinates",
     "position_origin": "what a coordinate points at: pixel n/2 of the frame's window (default), its exact middle "
-                       "n/2-0.5, or its first pixel",
+    "n/2-0.5, or its first pixel",
 }
 
 

@@ -36,8 +36,15 @@ class KeptMember:
 
 
 def root_attributes_of(
-    layout: LegacyLayout, declaration: Declaration, stack: StoredStack, members: Sequence[KeptMember], *,
-    source: Path, source_sha256: str, source_bytes: int, metadata_text: str | None,
+    layout: LegacyLayout,
+    declaration: Declaration,
+    stack: StoredStack,
+    members: Sequence[KeptMember],
+    *,
+    source: Path,
+    source_sha256: str,
+    source_bytes: int,
+    metadata_text: str | None,
 ) -> dict[str, object]:
     """All root attributes of a converted store: JSON values, no path, time, host or worker count."""
     dropped = [{"member": k.member.name, "reason": k.dropped} for k in members if k.dropped is not None]
@@ -47,7 +54,9 @@ def root_attributes_of(
         "source": {"name": source.name, "sha256": source_sha256, "bytes": source_bytes},
         "members": [_member_entry(k) for k in members],
         "dialect": {
-            "key": layout.roles.stack, "axes": layout.roles.axes, "quantity": layout.quantity,
+            "key": layout.roles.stack,
+            "axes": layout.roles.axes,
+            "quantity": layout.quantity,
             "position_unit": layout.position_unit,
         },
         "evidence": {**layout.evidence, "stored": stack.evidence},
@@ -64,7 +73,9 @@ def root_attributes_of(
         photons_scale=stack.formula.photons_scale if stack.formula else None,
         amplitude_formula=stack.formula.name if stack.formula else None,
         photons_per_frame={"measured": measured, "declared": layout.photons_declared},
-        pixel_size_m=layout.pixel_size_m, position_origin=layout.position_origin, provenance=provenance,
+        pixel_size_m=layout.pixel_size_m,
+        position_origin=layout.position_origin,
+        provenance=provenance,
     )
 
 
@@ -76,11 +87,19 @@ def library_versions() -> dict[str, str]:
 def _member_entry(kept: KeptMember) -> dict[str, Any]:
     header = kept.member.header
     return {
-        "name": kept.member.name, "shape": list(header.shape), "dtype": header.dtype.str,
-        "fortran_order": header.fortran_order, "npy_header": header.prefix.decode("latin1"),
-        "bytes": kept.member.size, "deflated": kept.member.deflated,
-        "crc32": f"{kept.digest.crc32:08x}", "sha256": kept.digest.sha256,
-        "variable": kept.variable, "legacy": kept.legacy, "raw": kept.raw, "twin_of": kept.twin_of,
+        "name": kept.member.name,
+        "shape": list(header.shape),
+        "dtype": header.dtype.str,
+        "fortran_order": header.fortran_order,
+        "npy_header": header.prefix.decode("latin1"),
+        "bytes": kept.member.size,
+        "deflated": kept.member.deflated,
+        "crc32": f"{kept.digest.crc32:08x}",
+        "sha256": kept.digest.sha256,
+        "variable": kept.variable,
+        "legacy": kept.legacy,
+        "raw": kept.raw,
+        "twin_of": kept.twin_of,
         "dropped": kept.dropped,
     }
 

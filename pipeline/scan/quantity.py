@@ -73,7 +73,7 @@ def _evaluate(counts: NDArray[np.integer], formula: AmplitudeFormula) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SqrtEvidence:
-    """What a sample of a float stack says: are its values sqrt(k)/s with integer k?
+    """Whether the values of a sample of a float stack are sqrt(k)/s with integer k.
 
     `scale` is a first s (relative error below 1e-7) if every value fits, else None; `non_square_share` is the
     share of non-zero pixels whose k is no perfect square. `proved` needs k = 2 and 3 and at least 1 % of those:

@@ -20,10 +20,24 @@ from pipeline.errors import IntegrityError, NotFoundError, SourceError
 from pipeline.scan import manifest as mf
 from pipeline.scan.layout import ChunkLayout
 
-_DTYPES: Final = frozenset({
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
-    "complex64", "complex128",
-})
+_DTYPES: Final = frozenset(
+    {
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+    }
+)
 _MAX_METADATA_BYTES: Final = 64 << 20
 
 
@@ -100,9 +114,7 @@ def open_record(path: Path) -> StoreRecord:
     attrs = _root_attributes(path, documents, manifest)
     arrays = _arrays(path, documents)
     _check_files(path, manifest, arrays)
-    return StoreRecord(
-        path=path, arrays=arrays, attrs=attrs, manifest=manifest, store_sha256=mf.store_sha256(data)
-    )
+    return StoreRecord(path=path, arrays=arrays, attrs=attrs, manifest=manifest, store_sha256=mf.store_sha256(data))
 
 
 def _read(root: Path, name: str) -> bytes:
@@ -152,7 +164,8 @@ def parse_arrays(root: Path, paths: Sequence[str]) -> Mapping[str, ArrayRecord]:
 def _arrays(root: Path, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, ArrayRecord]:
     found = [
         _array(root, path.removesuffix(f"/{mf.ROOT_METADATA}"), document)
-        for path, document in sorted(documents.items()) if document.get("node_type") == "array"
+        for path, document in sorted(documents.items())
+        if document.get("node_type") == "array"
     ]
     return {array.name: array for array in found}
 
@@ -163,18 +176,25 @@ def _array(root: Path, name: str, document: Mapping[str, Any]) -> ArrayRecord:
         chunk = tuple(int(n) for n in document["chunk_grid"]["configuration"]["chunk_shape"])
         keys = document["chunk_key_encoding"]["configuration"]["separator"]
         ours = (
-            document["zarr_format"] == 3 and document["chunk_grid"]["name"] == "regular" and keys == "."
-            and document["data_type"] in _DTYPES and chunk[1:] == tuple(max(1, n) for n in shape[1:])
+            document["zarr_format"] == 3
+            and document["chunk_grid"]["name"] == "regular"
+            and keys == "."
+            and document["data_type"] in _DTYPES
+            and chunk[1:] == tuple(max(1, n) for n in shape[1:])
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise SourceError(f"{root}: {name}/zarr.json: {exc!r}", code="store.foreign") from exc
     if not ours:
         raise SourceError(
-            f"{root}: array {name!r} is not laid out as ours (whole rows per chunk, plain numbers)", code="store.foreign"
+            f"{root}: array {name!r} is not laid out as ours (whole rows per chunk, plain numbers)",
+            code="store.foreign",
         )
     return ArrayRecord(
-        name=name, dims=tuple(document.get("dimension_names") or ()), dtype=np.dtype(document["data_type"]),
-        layout=ChunkLayout(shape=shape, chunk=chunk), codecs=tuple(document["codecs"]),
+        name=name,
+        dims=tuple(document.get("dimension_names") or ()),
+        dtype=np.dtype(document["data_type"]),
+        layout=ChunkLayout(shape=shape, chunk=chunk),
+        codecs=tuple(document["codecs"]),
         attrs=document.get("attributes", {}),
     )
 
@@ -183,9 +203,7 @@ def _check_files(root: Path, manifest: mf.Manifest, arrays: Mapping[str, ArrayRe
     for array in arrays.values():
         for index, path in enumerate(array.chunk_paths()):
             if path not in manifest:
-                raise IntegrityError(
-                    f"{root}: {place(array, index)}: not in the manifest", code="store.missing_file"
-                )
+                raise IntegrityError(f"{root}: {place(array, index)}: not in the manifest", code="store.missing_file")
     for path, promised in manifest.items():
         try:
             size = (root / path).stat().st_size

@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.scan.chunks import read_all, read_chunk
 from pipeline.scan.frames import to_disk_order
-from pipeline.scan.npz import NpyHeader, OutMember, npy_prefix, parse_header
+from pipeline.scan.npz import NpyHeader, OutMember, npy_prefix, parse_header, raw_bytes
 from pipeline.scan.record import StoreRecord
 from pipeline.scan.store import formula_of
 from pipeline.scan.storing import source_block
 
 _PLAIN_NAMES: Final = {
-    "diffraction": "diffraction", "position_x": "xcoords", "position_y": "ycoords", "probe": "probeGuess",
-    "object": "objectGuess", "label": "label", "frame_index": "scan_index",
+    "diffraction": "diffraction",
+    "position_x": "xcoords",
+    "position_y": "ycoords",
+    "probe": "probeGuess",
+    "object": "objectGuess",
+    "label": "label",
+    "frame_index": "scan_index",
 }
 
 Entry = Mapping[str, Any]
@@ -43,14 +48,19 @@ def source_members(record: StoreRecord, *, beside: Path) -> Iterator[OutMember]:
     """
     entries = member_entries(record)
     if not entries:
-        raise SourceError(f"{record.path}: was not converted from an NPZ, so there is none to give back",
-                          code="store.no_source")
+        raise SourceError(
+            f"{record.path}: was not converted from an NPZ, so there is none to give back", code="store.no_source"
+        )
     by_name = {entry["name"]: entry for entry in entries}
     for entry in entries:
         content = by_name[entry["twin_of"]] if entry["twin_of"] else entry
         header = parse_header(entry["npy_header"].encode("latin1"))
-        yield OutMember(name=entry["name"], prefix=header.prefix, deflated=entry["deflated"],
-                        blocks=_bytes_of(record, content, header, beside))
+        yield OutMember(
+            name=entry["name"],
+            prefix=header.prefix,
+            deflated=entry["deflated"],
+            blocks=_bytes_of(record, content, header, beside),
+        )
 
 
 def plain_members(record: StoreRecord) -> Iterator[OutMember]:
@@ -58,22 +68,28 @@ def plain_members(record: StoreRecord) -> Iterator[OutMember]:
     for variable, name in _PLAIN_NAMES.items():
         if variable in record.arrays:
             array = record.arrays[variable]
-            yield OutMember(name=name, prefix=npy_prefix(array.layout.shape, array.dtype), deflated=False,
-                            blocks=map(_raw, _chunks(record, variable)))
+            yield OutMember(
+                name=name,
+                prefix=npy_prefix(array.layout.shape, array.dtype),
+                deflated=False,
+                blocks=map(raw_bytes, _chunks(record, variable)),
+            )
     if "valid" in record.arrays:
         bad = ~read_all(record, "valid")
-        yield OutMember(name="bad_pixels", prefix=npy_prefix(bad.shape, bad.dtype), deflated=False, blocks=[_raw(bad)])
+        yield OutMember(
+            name="bad_pixels", prefix=npy_prefix(bad.shape, bad.dtype), deflated=False, blocks=[raw_bytes(bad)]
+        )
 
 
 def _bytes_of(record: StoreRecord, entry: Entry, header: NpyHeader, beside: Path) -> Iterator[memoryview]:
     if entry["legacy"] is not None:
         dtype = np.dtype(np.uint8) if entry["raw"] else header.dtype
-        yield from (_raw(block.astype(dtype, copy=False)) for block in _chunks(record, entry["legacy"]))
+        yield from (raw_bytes(block.astype(dtype, copy=False)) for block in _chunks(record, entry["legacy"]))
     elif entry["variable"] in ("diffraction", "label"):
-        yield from map(_raw, _frames(record, entry["variable"], header, beside))
+        yield from map(raw_bytes, _frames(record, entry["variable"], header, beside))
     else:
         values = read_all(record, entry["variable"]).astype(header.dtype).reshape(header.shape)
-        yield _raw(values.T if header.fortran_order else values)
+        yield raw_bytes(values.T if header.fortran_order else values)
 
 
 def _frames(record: StoreRecord, variable: str, header: NpyHeader, beside: Path) -> Iterator[NDArray[Any]]:
@@ -91,7 +107,3 @@ def _frames(record: StoreRecord, variable: str, header: NpyHeader, beside: Path)
 
 def _chunks(record: StoreRecord, name: str) -> Iterator[NDArray[Any]]:
     return (read_chunk(record, name, index) for index in range(record.arrays[name].layout.n_chunks))
-
-
-def _raw(block: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))

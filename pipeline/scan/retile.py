@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EnvironmentFault
+from pipeline.scan.npz import raw_bytes
 
 TILE_BYTES = 32 << 20
 
@@ -54,7 +55,7 @@ class Tiles:
 
 
 def _pread(handle: int, out: NDArray[np.generic], offset: int) -> None:
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = raw_bytes(out)
     done = 0
     while done < len(view):
         step = os.preadv(handle, [view[done:]], offset + done)
@@ -64,8 +65,13 @@ def _pread(handle: int, out: NDArray[np.generic], offset: int) -> None:
 
 @contextmanager
 def retiled(
-    incoming: Iterable[NDArray[np.generic]], shape: tuple[int, ...], dtype: np.dtype[np.generic], *,
-    in_axis: int, out_axis: int, beside: Path,
+    incoming: Iterable[NDArray[np.generic]],
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    *,
+    in_axis: int,
+    out_axis: int,
+    beside: Path,
 ) -> Iterator[Tiles]:
     """Write the incoming blocks (cut along `in_axis`) to a temporary file in the folder of `beside`.
 
@@ -78,14 +84,16 @@ def retiled(
     free = shutil.disk_usage(beside.parent).free
     if needed > free:
         raise EnvironmentFault(
-            f"{beside.parent}: frames are not contiguous in the source, so {needed} bytes are needed beside the target; "
-            f"{free} are free", code="environment.no_space",
+            f"{beside.parent}: frames are not contiguous in the source: {needed} bytes are needed beside the target, "
+            f"{free} are free",
+            code="environment.no_space",
         )
     with tempfile.NamedTemporaryFile(prefix=f".{beside.name}.", suffix=".spool", dir=beside.parent) as file:
         extents = []
         for block in incoming:
             extents.append(block.shape[in_axis])
-            file.write(np.ascontiguousarray(np.moveaxis(block, out_axis, 0)).reshape(-1).view(np.uint8).data)
+            file.write(raw_bytes(np.moveaxis(block, out_axis, 0)))
         file.flush()
-        yield Tiles(path=Path(file.name), shape=shape, dtype=dtype, in_axis=in_axis, out_axis=out_axis,
-                    extents=tuple(extents))
+        yield Tiles(
+            path=Path(file.name), shape=shape, dtype=dtype, in_axis=in_axis, out_axis=out_axis, extents=tuple(extents)
+        )

@@ -31,20 +31,55 @@ class Variable:
 SCAN_SCHEMA: Final = {
     v.name: v
     for v in (
-        Variable(name="diffraction", dims=("frame", "detector_y", "detector_x"), dtypes=("uint16", "uint32", "float32"),
-                 units=("photon", "sqrt(photon)", "1"), required=True, long_name="diffraction frames"),
-        Variable(name="position_y", dims=("frame",), dtypes=("float64",), units=("pixel",), required=True,
-                 long_name="scan position, down"),
-        Variable(name="position_x", dims=("frame",), dtypes=("float64",), units=("pixel",), required=True,
-                 long_name="scan position, right"),
-        Variable(name="frame_index", dims=("frame",), dtypes=("int64",), required=True,
-                 long_name="index of the frame in the source"),
-        Variable(name="probe", dims=("probe_mode", "probe_y", "probe_x"), dtypes=("complex64",),
-                 long_name="complex illumination at the sample"),
-        Variable(name="object", dims=("object_y", "object_x"), dtypes=("complex64",),
-                 long_name="complex transmission of the sample"),
-        Variable(name="label", dims=("frame", "probe_y", "probe_x"), dtypes=("complex64",),
-                 long_name="complex object patch of each frame"),
+        Variable(
+            name="diffraction",
+            dims=("frame", "detector_y", "detector_x"),
+            dtypes=("uint16", "uint32", "float32"),
+            units=("photon", "sqrt(photon)", "1"),
+            required=True,
+            long_name="diffraction frames",
+        ),
+        Variable(
+            name="position_y",
+            dims=("frame",),
+            dtypes=("float64",),
+            units=("pixel",),
+            required=True,
+            long_name="scan position, down",
+        ),
+        Variable(
+            name="position_x",
+            dims=("frame",),
+            dtypes=("float64",),
+            units=("pixel",),
+            required=True,
+            long_name="scan position, right",
+        ),
+        Variable(
+            name="frame_index",
+            dims=("frame",),
+            dtypes=("int64",),
+            required=True,
+            long_name="index of the frame in the source",
+        ),
+        Variable(
+            name="probe",
+            dims=("probe_mode", "probe_y", "probe_x"),
+            dtypes=("complex64",),
+            long_name="complex illumination at the sample",
+        ),
+        Variable(
+            name="object",
+            dims=("object_y", "object_x"),
+            dtypes=("complex64",),
+            long_name="complex transmission of the sample",
+        ),
+        Variable(
+            name="label",
+            dims=("frame", "probe_y", "probe_x"),
+            dtypes=("complex64",),
+            long_name="complex object patch of each frame",
+        ),
         Variable(name="valid", dims=("detector_y", "detector_x"), dtypes=("bool",), long_name="good detector pixels"),
         Variable(name="frame_valid", dims=("frame",), dtypes=("bool",), long_name="good frames"),
         Variable(name="frame_digest", dims=("frame",), dtypes=("uint64",), long_name="reserved"),
@@ -59,8 +94,17 @@ QUANTITY_FORMS: Final = {
 """quantity -> (dtypes, units) of the stored `diffraction`."""
 
 ROOT_ATTRIBUTES: Final = (
-    "ptychozarr_format", "photons_scale", "amplitude_formula", "photons_per_frame", "pixel_size_m", "wavelength_m",
-    "energy_eV", "detector_distance_m", "position_origin", "provenance", "validation",
+    "ptychozarr_format",
+    "photons_scale",
+    "amplitude_formula",
+    "photons_per_frame",
+    "pixel_size_m",
+    "wavelength_m",
+    "energy_eV",
+    "detector_distance_m",
+    "position_origin",
+    "provenance",
+    "validation",
 )
 
 RULES: Final = {
@@ -84,10 +128,15 @@ RULES: Final = {
 def root_attributes(**known: object) -> dict[str, object]:
     """All root attributes of a store; those not given are null."""
     assert set(known) <= set(ROOT_ATTRIBUTES), known
-    unknown: dict[str, object] = {name: None for name in ROOT_ATTRIBUTES}
+    unknown: dict[str, object] = dict.fromkeys(ROOT_ATTRIBUTES)
     return {
-        **unknown, "ptychozarr_format": FORMAT, "photons_per_frame": {"measured": None, "declared": None},
-        "position_origin": "n/2", "provenance": {}, "validation": {}, **known,
+        **unknown,
+        "ptychozarr_format": FORMAT,
+        "photons_per_frame": {"measured": None, "declared": None},
+        "position_origin": "n/2",
+        "provenance": {},
+        "validation": {},
+        **known,
     }
 
 
@@ -121,9 +170,8 @@ def violations(ds: xr.Dataset) -> Iterator[Violation]:
             yield from _of_variable(ds, variable)
         elif variable.required:
             yield Violation("variable.required", f"no {name!r}")
-    for name in ds.variables:
-        if name not in SCAN_SCHEMA:
-            yield Violation("variable.known", f"{name!r}")
+    for unknown in set(ds.variables) - set(SCAN_SCHEMA):
+        yield Violation("variable.known", f"{unknown!r}")
     if "diffraction" in ds.variables:
         yield from _of_quantity(ds)
     yield from _of_attributes(ds.attrs)
@@ -178,8 +226,10 @@ def _of_attributes(attrs: Mapping[Hashable, object]) -> Iterator[Violation]:
     if not known and not (formula is None and (scale is None or _positive(scale))):
         yield Violation("attribute.amplitude", f"amplitude_formula {formula!r}, photons_scale {scale!r}")
     photons = attrs.get("photons_per_frame")
-    if not isinstance(photons, Mapping) or set(photons) != {"measured", "declared"} or not all(
-        v is None or _positive(v, zero=True) for v in photons.values()
+    if (
+        not isinstance(photons, Mapping)
+        or set(photons) != {"measured", "declared"}
+        or not all(v is None or _positive(v, zero=True) for v in photons.values())
     ):
         yield Violation("attribute.photons", f"{photons!r}")
     for name in ("pixel_size_m", "wavelength_m", "energy_eV", "detector_distance_m"):

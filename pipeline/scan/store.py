@@ -48,11 +48,22 @@ class ArraySpec:
     attrs: Mapping[str, Any]
 
 
-def spec_of(name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype[Any], *,
-            attrs: Mapping[str, Any], chain: codec.Chain | None = None) -> ArraySpec:
+def spec_of(
+    name: str,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    attrs: Mapping[str, Any],
+    chain: codec.Chain | None = None,
+) -> ArraySpec:
     """The spec of an array with the standard cut and, unless one is given, the standard chain of its dtype."""
     return ArraySpec(
-        name=name, dims=dims, dtype=dtype, layout=plan_chunks(shape, dtype.itemsize), attrs=attrs,
+        name=name,
+        dims=dims,
+        dtype=dtype,
+        layout=plan_chunks(shape, dtype.itemsize),
+        attrs=attrs,
         chain=chain or codec.chain_for(dtype),
     )
 
@@ -133,12 +144,12 @@ class StoreWriter:
         (self._stage / mf.MANIFEST_NAME).write_bytes(mf.encode(self._files))
         return open_record(self._stage)
 
-
     def _described(self, attrs: Mapping[str, Any]) -> xr.Dataset:
         """The root group as a dataset without values, for the schema to look at."""
         variables = {
             name: (spec.dims, da.zeros(spec.layout.shape, dtype=spec.dtype, chunks=-1), dict(spec.attrs))
-            for name, spec in self._specs.items() if "/" not in name
+            for name, spec in self._specs.items()
+            if "/" not in name
         }
         return xr.Dataset(variables, attrs=dict(attrs))
 
@@ -153,8 +164,10 @@ class StoreWriter:
         for name, array in record.arrays.items():
             for index in range(0 if name in skip else array.layout.n_chunks):
                 if _crc(read_chunk(record, name, index)) != self._decoded[array.chunk_path(index)]:
-                    raise IntegrityError(f"{record.path}: {place(array, index)}: read back, it differs from what was "
-                                         f"written", code="store.read_back")
+                    raise IntegrityError(
+                        f"{record.path}: {place(array, index)}: read back, it differs from what was written",
+                        code="store.read_back",
+                    )
 
 
 def _crc(block: NDArray[Any]) -> int:
@@ -173,9 +186,15 @@ def _padded(block: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:
 
 def _create_array(root: zarr.Group, spec: ArraySpec) -> None:
     root.create_array(
-        spec.name, shape=spec.layout.shape, chunks=spec.layout.chunk, dtype=spec.dtype,
-        compressors=codec.metadata(spec.chain, spec.dtype.itemsize), filters=None, fill_value=spec.dtype.type(0),
-        chunk_key_encoding={"name": "default", "separator": "."}, dimension_names=spec.dims,
+        spec.name,
+        shape=spec.layout.shape,
+        chunks=spec.layout.chunk,
+        dtype=spec.dtype,
+        compressors=codec.zarr_chain(spec.chain, spec.dtype.itemsize),
+        filters=None,
+        fill_value=spec.dtype.type(0),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=spec.dims,
         attributes=dict(spec.attrs),
     )
 
@@ -196,8 +215,14 @@ def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> 
     with staged_folder(Path(path), overwrite=overwrite) as stage:
         writer = StoreWriter(stage)
         for name, variable in ds.variables.items():
-            spec = spec_of(str(name), tuple(map(str, variable.dims)), variable.shape, variable.dtype,
-                           attrs=variable.attrs, chain=_trial_chain(str(name), variable))
+            spec = spec_of(
+                str(name),
+                tuple(map(str, variable.dims)),
+                variable.shape,
+                variable.dtype,
+                attrs=variable.attrs,
+                chain=_trial_chain(str(name), variable),
+            )
             writer.add(spec, _computed_blocks(spec, variable))
         record = writer.finish({str(name): value for name, value in ds.attrs.items()})
         writer.check(record)
@@ -239,8 +264,12 @@ def open_scan(path: Path | str) -> xr.Dataset:
     record = _opened(path)
     array = record.arrays["diffraction"]
     frames = _lazy(record, array, functools.partial(read_amplitude, record, formula=formula_of(record)), np.float32)
-    attrs = {**array.attrs, "quantity": "amplitude", "stored_quantity": array.attrs["quantity"],
-             "units": "sqrt(photon)" if record.attrs["photons_scale"] == 1.0 else "1"}
+    attrs = {
+        **array.attrs,
+        "quantity": "amplitude",
+        "stored_quantity": array.attrs["quantity"],
+        "units": "sqrt(photon)" if record.attrs["photons_scale"] == 1.0 else "1",
+    }
     return _dataset(record, diffraction=xr.Variable(array.dims, frames, attrs))
 
 
@@ -252,8 +281,11 @@ def _opened(path: Path | str) -> StoreRecord:
 
 def _dataset(record: StoreRecord, *, diffraction: xr.Variable | None) -> xr.Dataset:
     variables = {
-        name: (array.dims, _lazy(record, array, functools.partial(read_chunk, record, name), array.dtype),
-               dict(array.attrs))
+        name: (
+            array.dims,
+            _lazy(record, array, functools.partial(read_chunk, record, name), array.dtype),
+            dict(array.attrs),
+        )
         for name, array in record.variables.items()
     }
     stored = validate_scan(xr.Dataset(variables, attrs=dict(record.attrs)))
@@ -268,10 +300,12 @@ def formula_of(record: StoreRecord) -> AmplitudeFormula | None:
     return AmplitudeFormula(name=name, photons_scale=float(record.attrs["photons_scale"]))
 
 
-def _lazy(record: StoreRecord, array: ArrayRecord, read: Callable[[int], NDArray[Any]], dtype: npt.DTypeLike) -> da.Array:
+def _lazy(
+    record: StoreRecord, array: ArrayRecord, read: Callable[[int], NDArray[Any]], dtype: npt.DTypeLike
+) -> da.Array:
     """A dask array of one task per chunk; `read` gives the rows of a chunk."""
     shape, n_chunks = array.layout.shape, array.layout.n_chunks
     token = f"{array.name}-{np.dtype(dtype).name}-{record.store_sha256}"
     rows = tuple(stop - start for start, stop in map(array.layout.rows, range(n_chunks)))
     graph = {(token, i, *(0 for _ in shape[1:])): (read, i) for i in range(n_chunks)}
-    return da.Array(graph, token, (rows, *((n,) for n in shape[1:])), dtype=dtype)
+    return da.Array(graph, token, (rows, *((n,) for n in shape[1:])), dtype=dtype)  # type: ignore[no-untyped-call]  # dask has no types

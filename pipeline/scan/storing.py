@@ -65,8 +65,15 @@ class _Form:
 
 
 def store_frames(
-    writer: StoreWriter, source: StackSource, *, quantity: str, scale: float | None, n_frames: int,
-    frame_shape: tuple[int, int], where: str, progress: Callable[[int], None],
+    writer: StoreWriter,
+    source: StackSource,
+    *,
+    quantity: str,
+    scale: float | None,
+    n_frames: int,
+    frame_shape: tuple[int, int],
+    where: str,
+    progress: Callable[[int], None],
 ) -> StoredStack:
     """Write `diffraction`; the first form that holds every block wins.
 
@@ -80,7 +87,11 @@ def store_frames(
     tried: list[str] = []
     for form in _forms(quantity, scale):
         spec = spec_of(
-            "diffraction", DIMS, (n_frames, *frame_shape), form.dtype, chain=_chain(form, source),
+            "diffraction",
+            DIMS,
+            (n_frames, *frame_shape),
+            form.dtype,
+            chain=_chain(form, source),
             attrs=variable_attrs("diffraction", quantity=form.quantity, units=_units(form.quantity)),
         )
         tally, promised = _Tally(), list[int]()
@@ -93,9 +104,13 @@ def store_frames(
             continue
         evidence = "; ".join([*tried, f"stored as {form.dtype.name} {form.quantity}"])
         return StoredStack(
-            quantity=form.quantity, dtype=form.dtype, formula=formula, exact=tally.exact,
+            quantity=form.quantity,
+            dtype=form.dtype,
+            formula=formula,
+            exact=tally.exact,
             evidence=evidence + (f", {formula.describe()}" if formula and form.lattice else ""),
-            total=tally.total if form.quantity == "counts" else None, promised=tuple(promised),
+            total=tally.total if form.quantity == "counts" else None,
+            promised=tuple(promised),
         )
     raise SourceError(f"{where}: {tried[-1]}", code="npz.bad_value", hint=_way_out(quantity))
 
@@ -112,8 +127,9 @@ def _forms(quantity: str, scale: float | None) -> Iterator[_Form]:
     if scale is not None:
         for dtype in (np.uint16, np.uint32):
             lattice = CountLattice(scale)
-            yield _Form(quantity="counts", dtype=np.dtype(dtype), lattice=lattice,
-                        store=_as_lattice(np.dtype(dtype), lattice))
+            yield _Form(
+                quantity="counts", dtype=np.dtype(dtype), lattice=lattice, store=_as_lattice(np.dtype(dtype), lattice)
+            )
     yield _Form(quantity=quantity, dtype=np.dtype(np.float32), store=_as_float32)
 
 
@@ -124,11 +140,16 @@ def _units(quantity: str) -> str:
 def _chain(form: _Form, source: StackSource) -> codec.Chain | None:
     if form.dtype.kind != "f":
         return None
-    return codec.smaller_chain(as_float32(head))
+    return codec.smaller_chain(as_float32(source.head(_TRIAL_BYTES)))
 
 
 def _stored_blocks(
-    source: StackSource, rows: int, form: _Form, tally: _Tally, promised: list[int], where: str,
+    source: StackSource,
+    rows: int,
+    form: _Form,
+    tally: _Tally,
+    promised: list[int],
+    where: str,
     progress: Callable[[int], None],
 ) -> Iterator[Block]:
     first = 0
@@ -216,7 +237,8 @@ def check_values(block: Block, first_frame: int, where: str) -> None:
     frame, y, x = (int(i[0]) for i in np.nonzero(~((block >= 0) & (block < np.inf))))
     raise SourceError(
         f"{where}: frame {first_frame + frame}, pixel [{y}, {x}] is {block[frame, y, x]}; counts, intensity and "
-        f"amplitude are finite and not negative", code="npz.bad_value",
+        f"amplitude are finite and not negative",
+        code="npz.bad_value",
     )
 
 
@@ -245,6 +267,6 @@ def check_frames(record: StoreRecord, stack: StoredStack, dtype: np.dtype[Any], 
     for index, promised in enumerate(stack.promised):
         block = source_block(read_chunk(record, "diffraction", index), dtype, stack.formula, amplitude=amplitude)
         if _crc(block) != promised:
-            raise IntegrityError(f"{record.path}: {place(array, index)}: read back, it differs from the source",
-                                 code="store.read_back")
-
+            raise IntegrityError(
+                f"{record.path}: {place(array, index)}: read back, it differs from the source", code="store.read_back"
+            )
