@@ -17,7 +17,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m "not long"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n 2 -q
 
 test-newest:
 	@sh tests/newest.sh

@@ -64,6 +64,18 @@ def phase_image(phase_rad: NDArray[np.floating]) -> Pixels:
     return _wheel(np.asarray(phase_rad, dtype=np.float64), np.ones(phase_rad.shape))
 
 
+def colour_wheel(side: int, background: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
+    """The legend of `complex_image`: a disc of all phases and amplitudes. (side, side, 3) uint8.
+
+    Phase 0 lies to the right, a quarter turn up; the amplitude rises from 0 in the centre to its largest at the rim.
+    """
+    from_centre = np.linspace(-1, 1, side)
+    z = from_centre[None, :] - 1j * from_centre[:, None]
+    rgb = complex_image(z, amplitude_max=1.0)
+    rgb[np.abs(z) > 1] = background
+    return rgb
+
+
 def upscale(rgb: Pixels, k: int) -> Pixels:
     """Every pixel as a k x k square. (h, w, 3) -> (k h, k w, 3)."""
     return rgb.repeat(k, axis=0).repeat(k, axis=1)

@@ -57,11 +57,18 @@ def decode(body: memoryview, chain: Chain, out: NDArray[np.generic]) -> None:
     try:
         if chain == "counts":
             blosc.use_threads = False
-            blosc.decompress(body, flat)
+            promised = int.from_bytes(body[4:8], "little")  # a blosc buffer's own header: decoded size at byte 4
+            if promised == flat.nbytes:
+                blosc.decompress(body, flat)
         else:
-            _ZSTD.decode(body, flat)
+            decoded = _ZSTD.decode(body)
+            promised = len(decoded)
+            if promised == flat.nbytes:
+                flat[:] = np.frombuffer(decoded, np.uint8)
     except (RuntimeError, ValueError) as exc:
         raise IntegrityError(f"cannot be decoded: {exc}", code="store.chunk") from exc
+    if promised != flat.nbytes:
+        raise IntegrityError(f"decodes to {promised} bytes, a chunk has {flat.nbytes}", code="store.chunk")
 
 
 def zarr_chain(chain: Chain, itemsize: int) -> list[dict[str, Any]]:

@@ -58,13 +58,23 @@ class StackSource:
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Blocks of `rows` frames, (k, y, x), in the source's dtype and native byte order."""
+        return map(self._canonical, self._disk_order_blocks(rows))
+
+    def _canonical(self, block: NDArray[Any]) -> NDArray[Any]:
         order = tuple(self._axes.index(axis) for axis in "fyx")
-        for block in self._disk_order_blocks(rows):
-            yield np.ascontiguousarray(block.transpose(order), dtype=self.dtype)
+        return np.ascontiguousarray(block.transpose(order), dtype=self.dtype)
 
     def head(self, n_bytes: int) -> NDArray[Any]:
-        """The first frames, (k, y, x), about `n_bytes` of them and at least one: a look before all is read."""
-        return next(self.blocks(min(max(1, n_bytes // self.frame_bytes), self._shape[0])))
+        """The first frames, (k, y, x), about `n_bytes` of them and at least one: a look before all is read.
+
+        Writes nothing: frames that are not contiguous are picked from one reading of the whole member.
+        """
+        rows = min(max(1, n_bytes // self.frame_bytes), self._shape[0])
+        if self._axes[0] == "f" or self._tiles is not None:
+            return next(self.blocks(rows))
+        first = (slice(None),) * self._axes.index("f") + (slice(rows),)
+        slabs = self._read(slab_rows(_shape_along(self._axes, self._shape), self.dtype))
+        return self._canonical(np.concatenate([slab[first].copy() for slab in slabs]))
 
     def _disk_order_blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         if self._axes[0] == "f":

@@ -6,6 +6,8 @@ the file, evidence in the data, refusal. Codes that begin with `npz.ambiguous_` 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +25,8 @@ PROBE_KEYS: Final = ("probeGuess", "probe")
 OBJECT_KEYS: Final = ("objectGuess", "object")
 LABEL_KEYS: Final = ("label", "Y", "ground_truth_patches")
 METADATA_KEYS: Final = ("_metadata", "metadata")
+MAX_FRAME_BYTES: Final = 256 << 20
+"""Blocks are whole frames, so this bounds memory; a 16-megapixel frame of float64 has half of it."""
 DOMAINS: Final = {"count_intensity": "counts", "normalized_amplitude": "amplitude"}
 
 
@@ -106,6 +110,8 @@ def name_members(members: Mapping[str, Member], declaration: Declaration, *, whe
     )
     sizes = dict(zip(axes, shape, strict=True))
     frame = (sizes["y"], sizes["x"])
+    if math.prod(frame) * members[stack].header.dtype.itemsize > MAX_FRAME_BYTES:
+        raise SourceError(f"{where}: a frame of {frame} pixels; no detector is that large", code="npz.frame_size")
     parts = {stack: "diffraction", "xcoords": "position_x", "ycoords": "position_y"}
     parts |= _optional_parts(members, sizes["f"], frame)
     placements = [_placement(name, parts, twin, stack) for name in members]
@@ -129,11 +135,12 @@ def _placement(name: str, parts: Mapping[str, str], twin: str | None, stack: str
 
 
 def _refuse_objects(members: Mapping[str, Member], where: str) -> None:
-    bad = [name for name, m in members.items() if m.is_object and not (name in METADATA_KEYS and _is_single(m))]
+    text = _first(members, METADATA_KEYS)
+    bad = [name for name, m in members.items() if m.is_object and not (name == text and _is_single(m))]
     if bad:
         raise SourceError(
             f"{where}: member {bad[0]!r} is an object array {members[bad[0]].header.shape}, that is a pickle; only a "
-            f"lone JSON string in {' or '.join(METADATA_KEYS)} is read, and nothing is ever unpickled",
+            f"lone JSON string in {text or ' or '.join(METADATA_KEYS)} is read, and nothing is ever unpickled",
             code="npz.object_member",
             hint="save that member again as numbers or text",
         )
@@ -356,6 +363,6 @@ def _photons(metadata: Mapping[str, object] | None) -> float | None:
     physics = (metadata or {}).get("physics_parameters")
     for table in (physics, metadata):
         value = table.get("nphotons") if isinstance(table, Mapping) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value) and value > 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
             return float(value)
     return None

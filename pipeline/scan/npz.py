@@ -16,7 +16,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -31,14 +31,22 @@ try:
     from isal import isal_zlib as _zlib  # extra `fast`: the same bytes, inflated two to three times faster
 except ImportError:
     _zlib = zlib
+crc32: Final[Callable[..., int]] = _zlib.crc32
+"""CRC-32 of a buffer, continued from the second argument; by isal where that is installed."""
+
 _INFLATE_ERRORS: Final[tuple[type[Exception], ...]] = (zlib.error, _zlib.error)
 _HEADER_ERRORS: Final[tuple[type[Exception], ...]] = (ValueError, *_INFLATE_ERRORS)
+_DTYPE_ERRORS: Final = (TypeError, ValueError, LookupError, SyntaxError, OverflowError, RecursionError, Warning)
 
 _LOCAL_HEADER: Final = struct.Struct("<4sHHHHHLLLHH")
-_ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
-_DESCRIPTOR_BYTES: Final = (0, 12, 16, 20, 24)
+_ENCRYPTED, _HAS_DESCRIPTOR, _UTF8_NAME = 0x1, 0x8, 0x800
+_FLAGS: Final = _ENCRYPTED | _HAS_DESCRIPTOR | _UTF8_NAME
+_ZIP64_EXTRA, _IN_ZIP64_EXTRA = 0x1, 0xFFFFFFFF
+_MAX_DEFLATE_RATIO: Final = 1032  # 258 bytes from 2 bits: what claims more cannot be inflated to it
 _PIECE: Final = 256 << 10
 _MAX_HEADER: Final = 10_000
+_MAX_AXES: Final = 64  # NumPy's own limit
+_MAX_EMPTY: Final = 256 << 20  # an axis of length 0 makes any promise cheap, yet the other axes are walked through
 _MAGIC: Final = b"\x93NUMPY"
 _FIXED_DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -110,6 +118,8 @@ def open_npz(path: Path) -> Npz:
         It is no zip file, or its directory and records do not describe one set of .npy arrays: duplicates,
         overlaps, gaps, foreign members, sizes that disagree.
     """
+    if path.is_dir():
+        raise SourceError(f"{path}: a folder, not an NPZ file", code="npz.not_zip")
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", code="source.not_found")
     state = _state(path)
@@ -117,11 +127,12 @@ def open_npz(path: Path) -> Npz:
         _refuse_lookalikes(path, file.read(8))
         try:
             directory = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as exc:
             raise SourceError(f"{path}: not a whole zip file (truncated?): {exc}", code="npz.not_zip") from exc
         infos = directory.infolist()
-        _refuse_duplicates(path, [i.filename for i in infos])
-        starts = _record_starts(path, file, infos, directory.start_dir, state[0])
+        _refuse_names(path, infos)
+        starts = _record_starts(path, file, infos, directory.start_dir)
+        _refuse_trailing(path, file, state[0], len(infos))
         members = [_member(path, file, info, starts[info.filename]) for info in infos]
     return Npz(path=path, members={m.name: m for m in members}, state=state)
 
@@ -135,20 +146,23 @@ def _refuse_lookalikes(path: Path, first: bytes) -> None:
         raise SourceError(f"{path}: not a zip file, so not an NPZ (first bytes {first!r})", code="npz.not_zip")
 
 
-def _refuse_duplicates(path: Path, file_names: list[str]) -> None:
+def _refuse_names(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+    """Members are named arrays, each once; what cannot be printed is no name but an attack on who reads it."""
     seen: set[str] = set()
-    for file_name in file_names:
-        name = file_name.removesuffix(".npy")
-        if name == file_name:
-            raise SourceError(f"{path}: member {file_name!r} is not an array (.npy)", code="npz.foreign_member")
+    for info in infos:
+        name = info.filename.removesuffix(".npy")
+        if info.orig_filename != info.filename or not name.isprintable():
+            raise SourceError(
+                f"{path}: member name {info.orig_filename!r} does not print as it is", code="npz.member_name"
+            )
+        if name == info.filename:
+            raise SourceError(f"{path}: member {info.filename!r} is not an array (.npy)", code="npz.foreign_member")
         if name in seen:
             raise SourceError(f"{path}: member {name!r} occurs twice", code="npz.duplicate_member")
         seen.add(name)
 
 
-def _record_starts(
-    path: Path, file: BinaryIO, infos: list[zipfile.ZipInfo], directory_at: int, file_size: int
-) -> dict[str, int]:
+def _record_starts(path: Path, file: BinaryIO, infos: list[zipfile.ZipInfo], directory_at: int) -> dict[str, int]:
     """Where each member's data begin; the records must follow each other without gap or overlap."""
     starts: dict[str, int] = {}
     position = 0
@@ -163,40 +177,63 @@ def _record_starts(
         starts[info.filename] = start = _data_start(path, file, info)
         position = start + info.compress_size
         if info.flag_bits & _HAS_DESCRIPTOR:
-            position += _descriptor_bytes(info, [i.header_offset for i in infos] + [directory_at], position)
+            position += _descriptor_bytes(path, file, info, position)
     if position != directory_at:
         raise SourceError(
             f"{path}: members end at byte {position}, the directory begins at {directory_at}", code="npz.unlisted_bytes"
         )
-    _refuse_trailing(path, file, file_size)
     return starts
 
 
-def _descriptor_bytes(info: zipfile.ZipInfo, ends: list[int], position: int) -> int:
-    gap = min((end for end in ends if end >= position), default=position) - position
-    return gap if gap in _DESCRIPTOR_BYTES else 0
+def _descriptor_bytes(path: Path, file: BinaryIO, info: zipfile.ZipInfo, position: int) -> int:
+    """The length of the data descriptor at `position`, which must repeat what the directory says."""
+    file.seek(position)
+    found = file.read(24)
+    promised = (info.CRC, info.compress_size, info.file_size)
+    for form in ("<LQQ", "<LLL") if max(promised) <= _IN_ZIP64_EXTRA else ("<LQQ",):
+        for descriptor in (struct.pack(form, *promised), b"PK\x07\x08" + struct.pack(form, *promised)):
+            if found.startswith(descriptor):
+                return len(descriptor)
+    raise SourceError(
+        f"{path}: what follows member {info.filename!r} does not repeat the directory's sizes and CRC-32",
+        code="npz.header_mismatch",
+    )
 
 
-def _refuse_trailing(path: Path, file: BinaryIO, file_size: int) -> None:
-    """The end record must be the file's last bytes (its comment included), and the only one."""
+def _refuse_trailing(path: Path, file: BinaryIO, file_size: int, n_members: int) -> None:
+    """The end record must be the file's last bytes (its comment included) and count the members listed."""
     file.seek(max(0, file_size - (1 << 16) - 22))
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     comment = int.from_bytes(tail[at + 20 : at + 22], "little")
     if at < 0 or at + 22 + comment != len(tail):
         raise SourceError(f"{path}: bytes after the end of the zip file", code="npz.unlisted_bytes")
+    counted = int.from_bytes(tail[at + 10 : at + 12], "little")
+    if counted not in (n_members, 0xFFFF):
+        raise SourceError(
+            f"{path}: the directory lists {n_members} members, its end record {counted}", code="npz.header_mismatch"
+        )
 
 
 def _data_start(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where a member's data begin; its record must say what the directory says."""
     file.seek(info.header_offset)
     raw = file.read(_LOCAL_HEADER.size)
     if len(raw) < _LOCAL_HEADER.size or raw[:4] != b"PK\x03\x04":
         raise SourceError(f"{path}: no record where the directory puts {info.filename!r}", code="npz.header_mismatch")
-    _, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL_HEADER.unpack(raw)
-    name = file.read(name_length).decode("utf-8" if flags & 0x800 else "cp437")
-    if (name, method) != (info.orig_filename, info.compress_type):
+    _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL_HEADER.unpack(raw)
+    name, extra = file.read(name_length), file.read(extra_length)
+    encoding = "utf-8" if info.flag_bits & _UTF8_NAME else "cp437"
+    listed = [info.orig_filename.encode(encoding), info.compress_type, info.flag_bits & _FLAGS]
+    found = [name, method, flags & _FLAGS]
+    if not flags & _HAS_DESCRIPTOR:
+        listed += [info.CRC, info.file_size, info.compress_size]
+        found += [crc, *_local_sizes(size, packed, extra)]
+    if found != listed:
         raise SourceError(
-            f"{path}: the directory says {info.filename!r}, its record says {name!r}", code="npz.header_mismatch"
+            f"{path}: the directory lists {listed}, the record there is {found} (name, method, flags, CRC-32, bytes, "
+            f"packed bytes)",
+            code="npz.header_mismatch",
         )
     if flags & _ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise SourceError(
@@ -206,6 +243,19 @@ def _data_start(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
             hint="save it again with numpy.savez or numpy.savez_compressed",
         )
     return int(info.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+
+
+def _local_sizes(size: int, packed: int, extra: bytes) -> tuple[int, int]:
+    """Plain and packed size of a record, taken from its zip64 extra field where the header points there."""
+    wide = b""
+    while len(extra) >= 4 and not wide:
+        tag, length = struct.unpack("<HH", extra[:4])
+        wide, extra = extra[4 : 4 + length] if tag == _ZIP64_EXTRA else b"", extra[4 + length :]
+    if size == _IN_ZIP64_EXTRA:
+        size, wide = int.from_bytes(wide[:8], "little"), wide[8:]
+    if packed == _IN_ZIP64_EXTRA:
+        packed = int.from_bytes(wide[:8], "little")
+    return size, packed
 
 
 def _member(path: Path, file: BinaryIO, info: zipfile.ZipInfo, start: int) -> Member:
@@ -226,9 +276,10 @@ def _member(path: Path, file: BinaryIO, info: zipfile.ZipInfo, start: int) -> Me
                 f"{info.file_size}",
                 code="npz.size_mismatch",
             )
-    if not deflated and info.compress_size != info.file_size:
+    largest = (info.compress_size + 1) * _MAX_DEFLATE_RATIO if deflated else info.compress_size
+    if info.file_size > largest or (not deflated and info.file_size < largest):
         raise SourceError(
-            f"{where}: stored in {info.compress_size} bytes, said to hold {info.file_size}", code="npz.size_mismatch"
+            f"{where}: {info.compress_size} bytes in the file, said to hold {info.file_size}", code="npz.size_mismatch"
         )
     return Member(
         name=info.filename.removesuffix(".npy"),
@@ -252,8 +303,8 @@ def parse_header(data: bytes) -> NpyHeader:
     if data[:6] != _MAGIC or len(data) < 12:
         raise ValueError(f"does not begin with the .npy magic but {data[:6]!r}")
     version = data[6]
-    if version not in (1, 2, 3):
-        raise ValueError(f".npy version {version} is unknown")
+    if version not in (1, 2, 3) or data[7] != 0:
+        raise ValueError(f".npy version {version}.{data[7]} is unknown")
     start = 10 if version == 1 else 12
     length = int.from_bytes(data[8:start], "little")
     if length > _MAX_HEADER or start + length > len(data):
@@ -265,13 +316,28 @@ def parse_header(data: bytes) -> NpyHeader:
     shape, order = fields["shape"], fields["fortran_order"]
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or not isinstance(order, bool):
         raise ValueError(f"shape {shape!r}, fortran_order {order!r}")
-    dtype = np.lib.format.descr_to_dtype(fields["descr"])
+    dtype = _dtype(fields["descr"])
+    largest = _MAX_EMPTY if 0 in shape else np.iinfo(np.intp).max
+    if len(shape) > _MAX_AXES or dtype.itemsize * math.prod(n for n in shape if n) > largest:
+        raise ValueError(f"no array has shape {shape} of {dtype.str}")
     return NpyHeader(prefix=data[: start + length], shape=shape, dtype=dtype, fortran_order=order and len(shape) > 1)
+
+
+def _dtype(descr: Any) -> np.dtype[np.generic]:
+    if not isinstance(descr, str | list):
+        raise ValueError(f"descr {descr!r}")
+    try:
+        return np.lib.format.descr_to_dtype(descr)  # type: ignore[arg-type]  # its annotation forgets str
+    except _DTYPE_ERRORS as exc:
+        raise ValueError(f"descr {str(descr)[:60]!r} is no dtype: {exc}") from exc
 
 
 def _literal(text: str) -> object:
     try:
-        return ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote 3L
+        try:
+            return ast.literal_eval(text)
+        except SyntaxError:
+            return ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote 3L
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as exc:
         raise ValueError(f"not a literal: {text[:60]!r}") from exc
 
@@ -298,9 +364,16 @@ class MemberReader:
         self._tail = b""
         self._crc = 0
         self._sha = hashlib.sha256()
-        prefix = bytearray(len(member.header.prefix))
+        try:
+            self._skip_prefix()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _skip_prefix(self) -> None:
+        prefix = bytearray(len(self._member.header.prefix))
         self.readinto(memoryview(prefix))
-        if bytes(prefix) != member.header.prefix:
+        if bytes(prefix) != self._member.header.prefix:
             raise self._changed()
 
     def __enter__(self) -> MemberReader:
@@ -320,7 +393,7 @@ class MemberReader:
                 raise IntegrityError(f"{self._where}: its data end {len(out) - done} bytes early", code="npz.truncated")
             done += step
         self._left -= len(out)
-        self._crc = _zlib.crc32(out, self._crc)
+        self._crc = crc32(out, self._crc)
         self._sha.update(out)
 
     def finish(self) -> ReadDigest:
@@ -382,7 +455,7 @@ def disk_blocks(
     Each block is a fresh C-contiguous array of shape (k, *shape[1:]); a scalar or an empty array is one block.
     """
     for start in range(0, max(1, shape[0]), rows) if shape else (0,):
-        block = np.empty((min(rows, shape[0] - start), *shape[1:]) if shape else (), dtype)
+        block = np.ndarray((min(rows, shape[0] - start), *shape[1:]) if shape else (), dtype)  # empty() widens "S0"
         if block.nbytes:
             reader.readinto(raw_bytes(block))
         yield block
@@ -448,6 +521,6 @@ def write_npz(path: Path, members: Iterable[OutMember]) -> dict[str, ReadDigest]
                 for block in itertools.chain([member.prefix], member.blocks):
                     out.write(block)
                     sha.update(block)
-                    crc = zlib.crc32(block, crc)
+                    crc = crc32(block, crc)
             written[member.name] = ReadDigest(sha256=sha.hexdigest(), crc32=crc)
     return written

@@ -177,11 +177,14 @@ class CountLattice:
         np.multiply(scaled, scaled, out=scaled)
         np.copyto(counts, np.rint(scaled, out=scaled), casting="unsafe")
         bits = values.view(np.uint32)
-        if np.array_equal(np.take(self._bits, counts, mode="clip"), bits):
+        differs = np.flatnonzero(np.take(self._bits, counts, mode="clip") != bits)
+        if differs.size == 0:
             return True
-        new = np.take(self._bits, counts, mode="clip") == _UNSEEN
-        self._bits[counts[new]] = bits[new]
-        return np.array_equal(np.take(self._bits, counts, mode="clip"), bits)
+        k, found = counts[differs], bits[differs]
+        if np.any(self._bits[k] != _UNSEEN):
+            return False
+        self._bits[k] = found
+        return np.array_equal(self._bits[k], found)
 
     def formula(self) -> AmplitudeFormula | None:
         """The formula that gives the bits of every pixel seen so far from its count; None if none does."""

@@ -51,7 +51,7 @@ class Tiles:
             _pread(handle, piece, offset + start * row_bytes)
             pieces.append(np.moveaxis(piece, 0, self.out_axis))
             offset += self.shape[self.out_axis] * row_bytes
-        return np.concatenate(pieces, axis=self.in_axis)
+        return np.concatenate(pieces, axis=self.in_axis, dtype=self.dtype)  # else big-endian would become native
 
 
 def _pread(handle: int, out: NDArray[np.generic], offset: int) -> None:

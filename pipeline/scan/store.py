@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import dask.array as da
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -26,8 +25,10 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.scan import codec
 from pipeline.scan import manifest as mf
+from pipeline.scan.aside import beside
 from pipeline.scan.chunks import check_side_arrays, read_amplitude, read_chunk
 from pipeline.scan.layout import ChunkLayout, plan_chunks
+from pipeline.scan.npz import crc32, raw_bytes
 from pipeline.scan.quantity import AmplitudeFormula
 from pipeline.scan.record import ArrayRecord, StoreRecord, open_record, place
 from pipeline.scan.schema import SCAN_SCHEMA, validate_scan, verdicts
@@ -91,15 +92,17 @@ class StoreWriter:
         """
         self._forget(spec.name)
         (self._stage / spec.name).mkdir(parents=True, exist_ok=True)
-        index = -1
-        for index, block in enumerate(blocks):
-            path = f"{spec.name}/{spec.layout.key(index)}"
-            data = codec.encode(_padded(block, spec), spec.chain)
-            (self._stage / path).write_bytes(data)
-            self._files[path] = mf.digest(path, data)
-            self._decoded[path] = _crc(block)
-        assert index + 1 == spec.layout.n_chunks, (spec.name, index)
+        n_written = sum(1 for _ in beside(functools.partial(self._write_chunk, spec), enumerate(blocks)))
+        assert n_written == spec.layout.n_chunks, (spec.name, n_written)
         self._specs[spec.name] = spec
+
+    def _write_chunk(self, spec: ArraySpec, numbered: tuple[int, NDArray[Any]]) -> None:
+        index, block = numbered
+        path = f"{spec.name}/{spec.layout.key(index)}"
+        data = codec.encode(_padded(block, spec), spec.chain)
+        (self._stage / path).write_bytes(data)
+        self._files[path] = mf.digest(path, data)
+        self._decoded[path] = crc32(raw_bytes(block))
 
     def _forget(self, name: str) -> None:
         for path in [p for p in self._files if p.startswith(f"{name}/")]:
@@ -163,15 +166,11 @@ class StoreWriter:
         """
         for name, array in record.arrays.items():
             for index in range(0 if name in skip else array.layout.n_chunks):
-                if _crc(read_chunk(record, name, index)) != self._decoded[array.chunk_path(index)]:
+                if crc32(raw_bytes(read_chunk(record, name, index))) != self._decoded[array.chunk_path(index)]:
                     raise IntegrityError(
                         f"{record.path}: {place(array, index)}: read back, it differs from what was written",
                         code="store.read_back",
                     )
-
-
-def _crc(block: NDArray[Any]) -> int:
-    return int(google_crc32c.value(block.tobytes()))
 
 
 def _padded(block: NDArray[Any], spec: ArraySpec) -> NDArray[Any]:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.scan import codec
+from pipeline.scan.aside import beside
 from pipeline.scan.chunks import read_chunk
 from pipeline.scan.frames import StackSource
+from pipeline.scan.npz import crc32, raw_bytes
 from pipeline.scan.quantity import IDENTITY, AmplitudeFormula, CountLattice, amplitude_from_counts
 from pipeline.scan.record import StoreRecord, place
 from pipeline.scan.store import StoreWriter, spec_of, variable_attrs
@@ -30,7 +31,7 @@ class StoredStack:
     """How the frames are stored and why.
 
     `exact` says that the stored form gives back every bit of the source; `total` is the sum of all counts, None
-    where amplitude or intensity is stored; `promised` holds the CRC-32C of what each chunk has to give back.
+    where amplitude or intensity is stored; `promised` holds the CRC-32 of what each chunk has to give back.
     """
 
     quantity: str
@@ -243,7 +244,7 @@ def check_values(block: Block, first_frame: int, where: str) -> None:
 
 
 def _crc(block: Block) -> int:
-    return int(google_crc32c.value(block.tobytes()))
+    return crc32(raw_bytes(block))
 
 
 def source_block(stored: Block, dtype: np.dtype[Any], formula: AmplitudeFormula | None, *, amplitude: bool) -> Block:
@@ -264,9 +265,13 @@ def check_frames(record: StoreRecord, stack: StoredStack, dtype: np.dtype[Any], 
     """
     array = record.arrays["diffraction"]
     dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
-    for index, promised in enumerate(stack.promised):
-        block = source_block(read_chunk(record, "diffraction", index), dtype, stack.formula, amplitude=amplitude)
-        if _crc(block) != promised:
+
+    def read_back(index: int) -> int:
+        stored = read_chunk(record, "diffraction", index)
+        return _crc(source_block(stored, dtype, stack.formula, amplitude=amplitude))
+
+    for index, found in enumerate(beside(read_back, range(array.layout.n_chunks))):
+        if found != stack.promised[index]:
             raise IntegrityError(
                 f"{record.path}: {place(array, index)}: read back, it differs from the source", code="store.read_back"
             )

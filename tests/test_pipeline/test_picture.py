@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from pipeline.picture import complex_image, linear_image, log_image, phase_image, save_png, upscale
+from pipeline.picture import colour_wheel, complex_image, linear_image, log_image, phase_image, save_png, upscale
 
 COUNTS = arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=8))
 PIXELS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3)))
@@ -96,6 +96,19 @@ def test_the_brightest_amplitude_can_be_given():
     rgb = complex_image(z, amplitude_max=1.0)[0]
     assert np.array_equal(rgb[1], rgb[2])
     assert np.array_equal(rgb[:2], complex_image(z[:, :2])[0])
+
+
+def test_the_wheel_shows_phase_zero_to_the_right_and_a_quarter_turn_up():
+    wheel = colour_wheel(21)
+    right, top, left, bottom, centre = wheel[10, 20], wheel[0, 10], wheel[10, 0], wheel[20, 10], wheel[10, 10]
+    expected = complex_image(np.array([[1, 1j, -1, -1j, 0]]))[0]
+    assert np.array_equal(np.stack([right, top, left, bottom, centre]), expected)
+
+
+def test_the_wheel_is_a_disc_on_its_background():
+    wheel = colour_wheel(21, background=(1, 2, 3))
+    assert (wheel[[0, 0, -1, -1], [0, -1, 0, -1]] == (1, 2, 3)).all()
+    assert 0.7 < np.mean((wheel != (1, 2, 3)).any(axis=-1)) < 0.9
 
 
 @given(PIXELS, st.integers(1, 4))

@@ -1,0 +1,173 @@
+"""What every command keeps: exit codes, one JSON object, instant help, no heavy import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cli import VERBS
+from tests.builders import legacy_members, make_counts, read_members, tree_bytes, write_legacy_npz
+from tests.guards import REPOSITORY, run_command
+
+MODULES = {
+    "convert": "converters.npz2zarr",
+    "restore": "converters.zarr2npz",
+    "inspect": "converters.inspect",
+    "simulate": "pipeline.simulate",
+    "verify": "pipeline.verify",
+    "catalog": "catalogs",
+}
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """A plain legacy file."""
+    return write_legacy_npz(tmp_path / "scan.npz", legacy_members(make_counts(20)))
+
+
+def heavy_modules_after(statement: str) -> str:
+    """Which of torch, zarr and xarray a fresh interpreter has loaded after a statement."""
+    script = f"import sys\n{statement}\nprint([m for m in ('torch', 'zarr', 'xarray', 'dask') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr
+
+
+def test_every_verb_has_a_module() -> None:
+    assert set(MODULES) == set(VERBS)
+
+
+@pytest.mark.parametrize("statement", ["import pipeline", "import converters, catalogs", "import pipeline.scan.record"])
+def test_imports_load_no_torch_zarr_or_xarray(statement: str) -> None:
+    assert heavy_modules_after(statement) == "[]"
+
+
+@pytest.mark.parametrize("module", [*MODULES.values(), "pipeline.cli"])
+def test_help_loads_no_torch_zarr_or_xarray(module: str) -> None:
+    name = {"pipeline.simulate": "pipeline.simulate.__main__", "catalogs": "catalogs.__main__"}.get(module, module)
+    statement = f"from {name} import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
+    assert heavy_modules_after(statement) == "[]"
+
+
+def test_catalogs_list_loads_no_torch_zarr_or_xarray(npz: Path) -> None:
+    assert run_command("converters.npz2zarr", npz, npz.with_suffix(".zarr")).returncode == 0
+    statement = (
+        f"from catalogs.__main__ import main\ntry: main(['list', {str(npz.parent)!r}])\n"
+        "except SystemExit as e: assert e.code == 0"
+    )
+    assert heavy_modules_after(statement) == "[]"
+
+
+@pytest.mark.parametrize("module", MODULES.values())
+def test_help_says_what_it_does_and_costs_little(module: str) -> None:
+    done = run_command(module, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: python -m " + module)
+
+
+def test_the_console_script_offers_every_verb() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", "--help"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+def test_a_file_goes_there_and_back(npz: Path, tmp_path: Path) -> None:
+    store, back = tmp_path / "scan.zarr", tmp_path / "back.npz"
+    assert run_command("converters.inspect", npz).returncode == 0
+    converted = run_command("converters.npz2zarr", npz, store)
+    assert (converted.returncode, converted.stderr) == (0, "")
+    assert "store_sha256" in converted.stdout
+    assert run_command("pipeline.verify", store).returncode == 0
+    assert run_command("converters.zarr2npz", store, back).returncode == 0
+    assert read_members(back) == read_members(npz)
+
+
+def test_json_is_one_object_with_schema_and_verdict(npz: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["converters.inspect", npz],
+        ["converters.npz2zarr", npz, tmp_path / "scan.zarr"],
+        ["pipeline.verify", tmp_path / "scan.zarr"],
+        ["converters.zarr2npz", tmp_path / "scan.zarr", tmp_path / "back.npz"],
+        ["catalogs", "list", tmp_path],
+        ["catalogs", "show", tmp_path],
+        ["pipeline.simulate", "--recipe", "list", "--output", "x.zarr"],
+    ):
+        done = run_command(*arguments, "--json")
+        told = json.loads(done.stdout)
+        assert told["ok"] is True, arguments
+        assert told["schema"].startswith("ptychozarr.")
+        assert told["schema"].endswith("/1")
+        assert set(told) == {"schema", "ok", "data", "warnings"}
+    assert len(json.loads(run_command("catalogs", "list", tmp_path, "--json").stdout)["data"]["entries"]) == 1
+
+
+def test_a_failure_is_json_too(tmp_path: Path) -> None:
+    done = run_command("pipeline.verify", tmp_path / "none.zarr", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ok"], told["error"]["exit"]) == (5, False, 5)
+    assert set(told["error"]) == {"code", "message", "hint", "exit"}
+
+
+def test_a_wrong_option_is_usage_error_two(npz: Path, tmp_path: Path) -> None:
+    done = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--axes", "zyx")
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+
+
+def test_dry_run_writes_nothing(npz: Path, tmp_path: Path) -> None:
+    before = tree_bytes(tmp_path)
+    for arguments in (
+        ["converters.npz2zarr", npz, tmp_path / "s.zarr"],
+        ["pipeline.simulate", "--recipe", "demo", "--output", tmp_path / "s.zarr"],
+    ):
+        assert run_command(*arguments, "--dry-run").returncode == 0
+    assert tree_bytes(tmp_path) == before
+
+
+def test_the_same_conversion_again_is_unchanged(npz: Path, tmp_path: Path) -> None:
+    run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    before = tree_bytes(tmp_path)
+    done = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--json")
+    assert (done.returncode, json.loads(done.stdout)["data"]["status"]) == (0, "unchanged")
+    assert tree_bytes(tmp_path) == before
+    other = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--position-origin", "corner")
+    assert other.returncode == 7
+    assert tree_bytes(tmp_path) == before
+
+
+def test_verify_names_what_is_damaged_and_exits_six(npz: Path, tmp_path: Path) -> None:
+    run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    chunk = tmp_path / "s.zarr" / "diffraction" / "c.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    done = run_command("pipeline.verify", tmp_path / "s.zarr")
+    assert done.returncode == 6
+    assert "diffraction chunk 0 (frames 0-19)" in done.stdout
+
+
+def test_a_dropped_original_comes_back_cast_with_exit_three(tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).random((5, 8, 8))
+    npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(stack))
+    made = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--contract", "data-001", "--drop-original")
+    assert made.returncode == 0
+    done = run_command("converters.zarr2npz", tmp_path / "s.zarr", tmp_path / "back.npz")
+    assert done.returncode == 3
+    assert "diffraction" in done.stderr
+
+
+def test_inspect_tells_convertible_from_needing_an_option_from_never(npz: Path, tmp_path: Path) -> None:
+    floats = make_counts().astype(np.float32)
+    ambiguous = write_legacy_npz(tmp_path / "ambiguous.npz", legacy_members(floats))
+    never = write_legacy_npz(tmp_path / "never.npz", {"x": np.zeros(3)})
+    codes = [run_command("converters.inspect", path).returncode for path in (npz, ambiguous, never)]
+    assert codes == [0, 3, 4]
+    told = run_command("converters.inspect", ambiguous).stdout
+    assert "--quantity" in told
+    assert "whole numbers" in told
+    assert run_command("converters.inspect", ambiguous, "--quantity", "counts").returncode == 0
