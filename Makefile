@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test test-all test-newest check install pictures clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py $(if $(NPZ),--npz "$(NPZ)")
+	$(BIN)/python examples/demo.py $(if $(NPZ),--npz "$(NPZ)") $(if $(OPTIONS),-- $(OPTIONS))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m "not long"

@@ -33,7 +33,7 @@ def _below(root: Path) -> Iterator[Path]:
         if is_store(here) or here.suffix == ".zarr":
             folders.clear()
             yield here
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=lambda n: Path(n).stem)
 
 
 def list_entries(roots: Iterable[Path]) -> list[CatalogEntry]:

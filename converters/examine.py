@@ -75,14 +75,15 @@ def _values_advice(npz: Npz | None) -> list[str]:
 
 
 def _geometry_advice(plan: IngestPlan) -> list[str]:
-    """Step and overlap of the scan, where positions are pixels."""
+    """What is odd about the file; step and overlap of the scan, where positions are pixels."""
+    lines = list(plan.layout.warnings)
     if plan.layout.position_unit != "pixel":
-        return []
+        return lines
     coordinates = [read_array(plan.npz, plan.npz.members[key])[0].astype(np.float64) for key in ("ycoords", "xcoords")]
     step = nearest_step(np.stack(coordinates, axis=1))
     if step is None:
-        return []
-    lines = [f"median step to the nearest position {step:.2f} px"]
+        return lines
+    lines.append(f"median step to the nearest position {step:.2f} px")
     probe = plan.layout.roles.kind.get("probe")
     if probe is not None:
         values, _ = read_array(plan.npz, plan.npz.members[probe])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import click
 import dask
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,3 +40,19 @@ def run_command(*arguments: str | Path, cwd: Path | None = None, **env: str) -> 
         timeout=100,
         check=False,
     )
+
+
+def run_main(main: click.Command, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command inside this process, forty times faster than `run_command`; an escaping exception escapes."""
+    given, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []  # those of pytest would be closed when the command sets up its own
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+            main.main(given)
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+    assert isinstance(end.value.code, int)
+    return subprocess.CompletedProcess(given, end.value.code, out.getvalue(), err.getvalue())

@@ -20,6 +20,8 @@ from pipeline.errors import IntegrityError
 Chain = Literal["counts", "words"]
 
 _LZ4_LEVEL: Final = 5
+_BLOSC_HEADER: Final = 16
+_BLOSC_MEMCPYED: Final = 0x2
 _ZSTD: Final = Zstd(level=3)
 
 
@@ -37,12 +39,33 @@ def encode(block: NDArray[np.generic], chain: Chain) -> bytes:
     """One whole chunk, C-contiguous and little-endian, as the bytes of its file."""
     block = np.ascontiguousarray(block)
     if chain == "counts":
-        blosc.use_threads = False  # threads change the bytes from run to run, and others may have switched them on
+        blosc.use_threads = False
         flat = block.reshape(-1).view(np.uint8)
-        body = blosc.compress(flat, b"lz4", _LZ4_LEVEL, blosc.BITSHUFFLE, 0, typesize=block.dtype.itemsize)
+        body = _in_order(blosc.compress(flat, b"lz4", _LZ4_LEVEL, blosc.BITSHUFFLE, 0, typesize=block.dtype.itemsize))
     else:
         body = _ZSTD.encode(block.reshape(-1).view(np.uint8))
     return bytes(body) + int(google_crc32c.value(bytes(body))).to_bytes(4, "little")
+
+
+def _in_order(buffer: bytes) -> bytes:
+    """A blosc buffer with its blocks in order of their content.
+
+    Blosc's own threads append blocks as they finish, so they change the bytes from run to run. They are switched
+    off, but the switch is global and other code in the process may throw it between two of our lines. Layout of a
+    buffer: flags at byte 2, then sizes of content, block and buffer at 4, 8 and 12, then where each block starts.
+    """
+    n_bytes, block_bytes, end = (int.from_bytes(buffer[at : at + 4], "little") for at in (4, 8, 12))
+    if buffer[2] & _BLOSC_MEMCPYED or n_bytes <= block_bytes:
+        return buffer
+    n_blocks = -(-n_bytes // block_bytes)
+    starts = np.frombuffer(buffer, "<i4", n_blocks, _BLOSC_HEADER)
+    if (np.diff(starts) > 0).all():
+        return buffer
+    ends = np.append(np.sort(starts), end)[1:][np.argsort(np.argsort(starts))]
+    blocks = [buffer[start:stop] for start, stop in zip(starts, ends, strict=True)]
+    first = _BLOSC_HEADER + 4 * n_blocks
+    moved = first + np.cumsum([0, *map(len, blocks[:-1])])
+    return b"".join([buffer[:_BLOSC_HEADER], moved.astype("<i4").tobytes(), *blocks])
 
 
 def decode(body: memoryview, chain: Chain, out: NDArray[np.generic]) -> None:
@@ -56,7 +79,6 @@ def decode(body: memoryview, chain: Chain, out: NDArray[np.generic]) -> None:
     flat = out.reshape(-1).view(np.uint8)
     try:
         if chain == "counts":
-            blosc.use_threads = False
             promised = int.from_bytes(body[4:8], "little")  # a blosc buffer's own header: decoded size at byte 4
             if promised == flat.nbytes:
                 blosc.decompress(body, flat)

@@ -1,12 +1,12 @@
 """Where the probe was: source coordinates to object pixels, and what follows from positions alone. Pure.
 
-Convention (docs/conventions.md): a frame at p sees object rows p_y - N/2 ... p_y + N/2 - 1, likewise columns;
+Convention (docs/conventions.md): a frame at p sees the N object rows from p_y - N//2 on, likewise columns;
 y down, x right; the last axis of any pair is (y, x).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,36 @@ Doubles = NDArray[np.float64]
 PIXEL_SPREAD: Final = 1.0
 """Coordinates that spread over more than this are pixels; metres never do."""
 
+_CORNER_MARGIN: Final = 4.0
+
 
 def origin_offset(origin: str, frame_side: int) -> float:
-    """What is added to a source coordinate in pixels to obtain a canonical position, in pixels."""
-    return {"n/2": 0.0, "n/2-0.5": 0.5, "corner": frame_side / 2}[origin]
+    """What is added to a source coordinate in pixels to obtain a canonical position, in pixels.
+
+    A position is pixel N//2 of the window: half a pixel from the exact middle for even N, the middle itself for odd.
+    """
+    middle = (frame_side - 1) / 2
+    return {"n/2": 0.0, "n/2-0.5": frame_side // 2 - middle, "corner": float(frame_side // 2)}[origin]
 
 
 def spread(y: Doubles, x: Doubles) -> float:
     """The larger extent of the coordinates along y and x, in their own unit."""
     return float(max(np.ptp(y), np.ptp(x))) if y.size else 0.0
+
+
+def zero_frequency_is_central(frames: NDArray[Any]) -> bool:
+    """False where frames (k, y, x) are more than four times as bright in their corners as in their middle.
+
+    Compares the central quarter with the four corners that together have its area. A hint, with a wide margin: the
+    shadow of a zone plate's stop darkens the middle, and a pupil that reaches past the detector brightens corners.
+    """
+    mean = frames.mean(axis=0, dtype=np.float64)
+    quarter = [max(1, n // 4) for n in mean.shape]
+    rolled = np.roll(mean, [n // 2 for n in mean.shape], axis=(0, 1))
+    middle, corners = (
+        np.roll(image, quarter, axis=(0, 1))[: 2 * quarter[0], : 2 * quarter[1]].sum() for image in (rolled, mean)
+    )
+    return bool(corners <= _CORNER_MARGIN * middle)
 
 
 def nearest_step(positions: Doubles) -> float | None:

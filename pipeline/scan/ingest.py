@@ -16,7 +16,7 @@ from pipeline.scan import embedded
 from pipeline.scan import npz as npz_file
 from pipeline.scan.declaration import Declaration, declared_for
 from pipeline.scan.frames import StackSource
-from pipeline.scan.geometry import origin_offset
+from pipeline.scan.geometry import origin_offset, zero_frequency_is_central
 from pipeline.scan.layout import plan_chunks
 from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
 from pipeline.scan.npz import Member, MemberReader, Npz, disk_blocks
@@ -78,10 +78,11 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
         y=_coordinate(npz, "ycoords"),
         metadata=embedded.json_of(text) if text is not None else None,
     )
-    if npz.members[roles.stack].header.dtype.kind == "f":
-        with _frames(npz, roles, roles.stack, beside=path) as source:
-            sample = source.head(SAMPLE_BYTES)
-        check_values(sample, 0, f"{path}: {roles.stack!r}")
+    with _frames(npz, roles, roles.stack, beside=path) as source:
+        sample = source.head(SAMPLE_BYTES)
+    check_values(sample, 0, f"{path}: {roles.stack!r}")
+    facts = replace(facts, centred=zero_frequency_is_central(sample))
+    if sample.dtype.kind == "f":
         facts = replace(facts, sample=sqrt_evidence(as_float32(sample)))
     layout = interpret(roles, npz.members, facts, declaration, where=str(path))
     return IngestPlan(npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original)

@@ -63,12 +63,16 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What was read to decide: coordinates (n,), the metadata's JSON, and what a bounded sample shows."""
+    """What was read to decide: coordinates (n,), the metadata's JSON, and what a bounded sample of frames shows.
+
+    `sample` says whether floats are roots of counts, `centred` whether zero frequency lies in the middle.
+    """
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     metadata: Mapping[str, object] | None
     sample: SqrtEvidence = NO_EVIDENCE
+    centred: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +297,11 @@ def interpret(
         for key in keys
         if key in members and key not in roles.kind.values() and what not in roles.kind
     ]
+    if not facts.centred:
+        warnings.append(
+            f"{roles.stack!r}: the frames' corners are far brighter than their middle; zero frequency belongs at "
+            f"[H//2, W//2] and the converter does not move it (numpy.fft.fftshift over y and x does)"
+        )
     return LegacyLayout(
         roles=roles,
         quantity=quantity,

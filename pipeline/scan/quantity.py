@@ -119,8 +119,8 @@ def sqrt_evidence(sample: Floats) -> SqrtEvidence:
     for smallest in (1, 2):
         ratio = (values.astype(np.float64) / float(values[0])) ** 2 * smallest
         k = np.rint(ratio)
-        sharp = k < 2.0**18
-        if np.all(np.abs(ratio - k)[sharp] <= k[sharp] * 2.0**-21):
+        sharp = k < 2.0**18  # where float32 tells whether a ratio is whole; most values must lie there to say anything
+        if sharp.mean() > 0.5 and np.all(np.abs(ratio - k)[sharp] <= k[sharp] * 2.0**-21):
             scale = _refined(values[sharp], k[sharp])
             k = np.rint((values.astype(np.float64) * scale) ** 2)
             root = np.rint(np.sqrt(k))

@@ -84,6 +84,7 @@ class StoreWriter:
         self._specs: dict[str, ArraySpec] = {}
         self._files: dict[str, mf.FileDigest] = {}
         self._decoded: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
 
     def add(self, spec: ArraySpec, blocks: Iterable[NDArray[Any]]) -> None:
         """Write an array from `blocks`, one per chunk in order, each the rows of that chunk.
@@ -103,12 +104,20 @@ class StoreWriter:
         (self._stage / path).write_bytes(data)
         self._files[path] = mf.digest(path, data)
         self._decoded[path] = crc32(raw_bytes(block))
+        if spec.name == "diffraction" and spec.dtype.kind == "u":
+            self._totals[path] = int(block.sum(dtype=np.uint64))
 
     def _forget(self, name: str) -> None:
         for path in [p for p in self._files if p.startswith(f"{name}/")]:
             (self._stage / path).unlink()
             del self._files[path], self._decoded[path]
+            self._totals.pop(path, None)
         self._specs.pop(name, None)
+
+    @property
+    def counts_total(self) -> int | None:
+        """The sum of all counts of `diffraction`; None where amplitude or intensity is stored."""
+        return sum(self._totals.values()) if self._totals else None
 
     def legacy_name(self, member: str) -> str:
         """A free store path under legacy/ for a member of the source, whose name is never used as a path."""
@@ -201,7 +210,8 @@ def _create_array(root: zarr.Group, spec: ArraySpec) -> None:
 def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> str:
     """Write a scan in stored form to `path`, whole or not at all; its `store_sha256`.
 
-    Computes the dataset chunk by chunk, and reads every chunk back. `schema.root_attributes` makes the attributes.
+    Computes the dataset chunk by chunk, and reads every chunk back. `schema.root_attributes` makes the attributes;
+    `photons_per_frame` is measured where counts are stored.
 
     Raises
     ------
@@ -223,7 +233,11 @@ def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> 
                 chain=_trial_chain(str(name), variable),
             )
             writer.add(spec, _computed_blocks(spec, variable))
-        record = writer.finish({str(name): value for name, value in ds.attrs.items()})
+        attrs = {str(name): value for name, value in ds.attrs.items()}
+        if writer.counts_total is not None:
+            measured = writer.counts_total / ds.sizes["frame"]
+            attrs["photons_per_frame"] = {**attrs["photons_per_frame"], "measured": measured}
+        record = writer.finish(attrs)
         writer.check(record)
     return record.store_sha256
 

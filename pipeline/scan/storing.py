@@ -52,7 +52,6 @@ class _Tally:
     """What is learnt while one form is being written."""
 
     exact: bool = True
-    total: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +109,7 @@ def store_frames(
             formula=formula,
             exact=tally.exact,
             evidence=evidence + (f", {formula.describe()}" if formula and form.lattice else ""),
-            total=tally.total if form.quantity == "counts" else None,
+            total=writer.counts_total,
             promised=tuple(promised),
         )
     raise SourceError(f"{where}: {tried[-1]}", code="npz.bad_value", hint=_way_out(quantity))
@@ -158,8 +157,6 @@ def _stored_blocks(
         check_values(block, first, where)
         stored = form.store(block, tally)
         promised.append(_crc(as_float32(block) if block.dtype == np.float64 else block))
-        if stored.dtype.kind == "u":
-            tally.total += int(stored.sum(dtype=np.uint64))
         yield stored
         first += len(block)
         progress(len(block))

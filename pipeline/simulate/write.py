@@ -170,7 +170,7 @@ def _members(simulation: Simulation, dialect: Dialect, *, beside: Path) -> Itera
     for name, values in small.items():
         yield array_member(name, values, deflated=dialect.deflated)
     yield _stack_member(simulation, dialect, beside)
-    probe = simulation.geometry.probe.astype(dialect.complex_dtype)
+    probe = (simulation.geometry.probe / _amplitude_scale(simulation, dialect)).astype(dialect.complex_dtype)
     if len(probe) == 1 and dialect.probe_axes != "myx":
         probe = probe[0] if dialect.probe_axes == "yx" else probe[0][..., np.newaxis]
     yield array_member("probeGuess", probe, deflated=dialect.deflated)
@@ -208,6 +208,12 @@ def _spelled(counts: NDArray[Any], simulation: Simulation, dialect: Dialect) -> 
                 hint="a wider --dtype, or lower --photons-per-frame",
             )
         return spelled
-    scale = np.sqrt(simulation.photons_per_frame) / (counts.shape[1] / 2) if "scaled" in dialect.quantity else 1.0
-    amplitude: NDArray[Any] = (np.sqrt(counts.astype(np.float64)) / scale).astype(dialect.dtype)
-    return amplitude
+    amplitude = np.sqrt(counts.astype(np.float64)) / _amplitude_scale(simulation, dialect)
+    return np.asarray(amplitude.astype(dialect.dtype))
+
+
+def _amplitude_scale(simulation: Simulation, dialect: Dialect) -> float:
+    """What scaled amplitudes, and the probe in their gauge, are divided by: sqrt(photons per frame) / (N/2)."""
+    if dialect.quantity != "scaled-amplitude":
+        return 1.0
+    return float(np.sqrt(simulation.photons_per_frame) / (simulation.shape[1] / 2))

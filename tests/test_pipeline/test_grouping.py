@@ -24,9 +24,7 @@ clouds = st.one_of(
     st.tuples(st.integers(9, 60), st.integers(0, 2**16)).map(
         lambda t: np.random.default_rng(t[1]).uniform(0, 40, (t[0], 2))
     ),
-    st.tuples(st.integers(3, 7), st.integers(3, 7)).map(  # a raster is all ties
-        lambda t: np.stack(np.meshgrid(np.arange(t[0]), np.arange(t[1]), indexing="ij"), -1).reshape(-1, 2).astype(float)
-    ),
+    st.tuples(st.integers(3, 7), st.integers(3, 7)).map(lambda t: np.argwhere(np.ones(t)).astype(float)),  # all ties
     st.integers(9, 20).map(lambda n: np.zeros((n, 2))),  # all frames at one place
 )  # fmt: skip
 
@@ -99,7 +97,7 @@ def test_fewer_others_than_asked_for_is_said() -> None:
 
 
 def test_groups_are_golden() -> None:
-    positions = np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0), indexing="ij"), -1).reshape(-1, 2)
+    positions = np.argwhere(np.ones((4, 4))).astype(float)
     members = group_frames(positions, gridsize=2, n_groups=3, seed=7).members
     assert members.tolist() == GOLDEN_GROUPS
 

@@ -105,7 +105,10 @@ def test_every_member_of_every_dialect_comes_back_bit_for_bit(
     canonical = np.sqrt(counts) if "noise" not in dialect["spelling"] else None
     if dialect["spelling"] in ("u1", "u2", "u4", "i4", "i8", "f4 counts", "f8 counts", "f4 root", "f8 root"):
         np.testing.assert_array_equal(amplitude, canonical.astype(np.float32))
-    offset = {None: (0, 0), "n/2-0.5": (0.5, 0.5), "corner": (height / 2, width / 2)}[dialect["origin"]]
+    half = {n: 0.5 if n % 2 == 0 else 0.0 for n in (height, width)}
+    offset = {None: (0, 0), "n/2-0.5": (half[height], half[width]), "corner": (height // 2, width // 2)}[
+        dialect["origin"]
+    ]
     np.testing.assert_array_equal(opened["position_y"].values, members["ycoords"] + offset[0])
     np.testing.assert_array_equal(opened["position_x"].values, members["xcoords"] + offset[1])
     accounting = done.record.attrs["provenance"]["accounting"]["members"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,38 @@ def test_zarr_reads_what_we_encode(block: np.ndarray, tmp_path_factory: pytest.T
 
 def test_threads_forced_on_elsewhere_do_not_change_a_byte() -> None:
     block = make_counts(64, 128, 128, mean=6.0)
-    digests = set()
-    before = blosc.use_threads
-    try:
-        for _ in range(50):
+    digests = {hashlib.sha256(codec.encode(block, "counts")).hexdigest()}
+    done = threading.Event()
+
+    def force() -> None:
+        while not done.is_set():
             blosc.use_threads = True
             blosc.set_nthreads(8)
-            digests.add(hashlib.sha256(codec.encode(block, "counts")).hexdigest())
+
+    forcing = threading.Thread(target=force)
+    forcing.start()
+    try:
+        digests |= {hashlib.sha256(codec.encode(block, "counts")).hexdigest() for _ in range(50)}
     finally:
-        blosc.use_threads = before
+        done.set()
+        forcing.join()
+        blosc.use_threads = False
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("mean", [0.01, 6.0, 30000.0])
+def test_blocks_that_threads_left_out_of_order_are_put_in_order(mean: float) -> None:
+    block = make_counts(64, 128, 128, mean=mean)
+    flat = block.reshape(-1).view(np.uint8)
+    blosc.use_threads = False
+    serial = blosc.compress(flat, b"lz4", 5, blosc.BITSHUFFLE, 0, typesize=2)
+    try:
+        blosc.use_threads = True
+        blosc.set_nthreads(8)
+        threaded = {blosc.compress(flat, b"lz4", 5, blosc.BITSHUFFLE, 0, typesize=2) for _ in range(100)}
+    finally:
+        blosc.use_threads = False
+    assert {codec._in_order(buffer) for buffer in threaded} == {serial}
 
 
 @pytest.mark.parametrize("chain", ["counts", "words"])
