@@ -1,0 +1,109 @@
+"""Docs say what is true: snippets run, every command and option is listed, links lead somewhere.
+
+`python tests/test_docs.py` writes docs/commands.md anew.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipeline.cli import VERBS
+from tests.guards import REPOSITORY, run_command
+
+PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+COMMANDS = REPOSITORY / "docs" / "commands.md"
+SPELLED = (
+    "converters.inspect", "converters.npz2zarr", "converters.zarr2npz", "pipeline.verify", "pipeline.simulate",
+    "catalogs", "catalogs list", "catalogs show",
+)  # fmt: skip
+
+
+def snippets(page: Path) -> list[str]:
+    """The Python blocks of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands_page() -> str:
+    """docs/commands.md: every command's own help, and the exit codes."""
+    helps = []
+    for command in SPELLED:
+        text = run_command(*command.split(), "--help", COLUMNS="100").stdout.rstrip()
+        helps.append(f"## python -m {command}\n\n```\n{text}\n```")
+    codes = (
+        "| exit code | meaning |\n| --- | --- |\n| 0 | done, whole, verified and on disk; `inspect`: convertible |\n"
+        "| 1 | failed |\n| 2 | usage: an option or a configuration key |\n"
+        "| 3 | done with findings: a member came back cast, a listed store is broken; `inspect`: needs an option |\n"
+        "| 4 | bad or ambiguous input |\n| 5 | not found |\n| 6 | bytes differ from what was promised |\n"
+        "| 7 | the target exists with other content |\n| 8 | the machine: no space, no permission |\n"
+        "| 130, 143 | interrupted, terminated |\n"
+    )
+    head = (
+        "# Commands\n\nMade by `python tests/test_docs.py`; a test compares it with the commands.\n\n"
+        "Results go to stdout, everything else to stderr. `--json` prints exactly one object: "
+        '`{"schema", "ok": true, "data", "warnings"}`, or '
+        '`{"ok": false, "error": {"code", "message", "hint", "exit"}}`. '
+        "After any exit code but 0 and 3 the target is untouched.\n\n"
+        'What a legacy file does not tell may be declared by options or, with the same names (`axes = "yxf"`, '
+        "`pixel_size_m = 2e-8`), in `NAME.toml` beside `NAME.npz`. An option wins.\n\n"
+    )
+    return head + codes + "\n" + "\n\n".join(helps) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the snippets run: the files that README and tour have made before."""
+    make = ("pipeline.simulate", "--recipe", "demo", "--quantity", "scaled-amplitude", "--axes", "yxf", "--output")
+    (tmp_path / "demo-out").mkdir()
+    for name in ("scan.npz", "demo-out/scan.npz"):
+        assert run_command(*make, tmp_path / name).returncode == 0
+    done = run_command("converters.npz2zarr", tmp_path / "demo-out/scan.npz", tmp_path / "demo-out/scan.zarr")
+    assert done.returncode == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
+def test_the_snippets_of_a_page_run_in_order(page: Path, folder: Path) -> None:
+    script = "\n".join(snippets(page))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_page_is_what_the_commands_say() -> None:
+    assert COMMANDS.read_text(encoding="utf-8") == commands_page()
+
+
+def test_every_verb_of_the_console_script_is_spelled_in_the_readme() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"`ptychozarr ([a-z|]+)`", readme)
+    assert sorted(listed.split("|")) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_and_pictures_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_term_of_the_error_tree_is_documented() -> None:
+    import pipeline.errors as errors
+
+    tree = errors.__doc__ or ""
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.PipelineError)]
+    for kind in kinds:
+        assert kind.__name__ in tree
+        if kind is not errors.PipelineError:
+            assert re.search(rf"{kind.__name__}\(\w+\) +{kind.exit_code} ", tree), kind
+
+
+if __name__ == "__main__":
+    COMMANDS.write_text(commands_page(), encoding="utf-8")
