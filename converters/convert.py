@@ -88,12 +88,14 @@ def _same_store(target: Path, plan: IngestPlan) -> StoreRecord | None:
     except PipelineError:  # damaged or foreign: other content, which `ingest` refuses to overwrite unasked
         return None
     made_of = record.attrs["provenance"]
-    dropped = bool(made_of.get("accounting", {}).get("members", {}).get("dropped"))
+    options = dict(made_of.get("options", {}))
+    dropped = options.pop("drop_original", False)
+    kept_original = any(e["variable"] == "diffraction" and e["legacy"] for e in made_of.get("members", ()))
     same = (
-        made_of.get("options") == json.loads(json.dumps(plan.declaration.given()))
+        options == json.loads(json.dumps(plan.declaration.given()))
         and made_of.get("versions") == library_versions()
         and made_of.get("source", {}).get("name") == plan.npz.path.name
-        and (plan.drop_original or not dropped)
+        and not (kept_original if plan.drop_original else dropped)
         and made_of.get("source", {}).get("sha256") == sha256_file(plan.npz.path)
     )
     return record if same else None

@@ -24,6 +24,7 @@ from pipeline.scan.chunks import read_all, read_amplitude
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.frames import StackSource, disk_axes
 from pipeline.scan.ingest import IngestPlan, canonical_values, open_frames, plan_ingest
+from pipeline.scan.locate import locate
 from pipeline.scan.npz import raw_bytes
 from pipeline.scan.quantity import IDENTITY, amplitude_from_counts
 from pipeline.scan.record import open_record
@@ -74,7 +75,7 @@ class MemmapDatasetBridge:
     """
 
     def __init__(self, npz_path: Path | str, config: BridgeConfig) -> None:
-        """Open `npz_path`, a legacy NPZ or a canonical store.
+        """Open `npz_path`, a legacy NPZ or a canonical store, by path or by its name in a catalog.
 
         Raises
         ------
@@ -83,10 +84,11 @@ class MemmapDatasetBridge:
         ConfigError
             Frames are not N x N.
         """
-        path = Path(npz_path)
+        there = locate(npz_path)
+        path = there.path
         self.config = config
         self.notes: list[str] = []
-        arrays = self._from_store(path) if path.is_dir() else self._from_npz(path)
+        arrays = self._from_store(path) if there.kind == "store" else self._from_npz(path)
         self.diffraction: Floats = arrays["diffraction"]
         self.xcoords: NDArray[np.float64] = arrays["position_x"]
         self.ycoords: NDArray[np.float64] = arrays["position_y"]

@@ -161,6 +161,16 @@ def test_a_dropped_original_comes_back_cast_with_exit_three(tmp_path: Path) -> N
     assert "diffraction" in done.stderr
 
 
+def test_a_store_that_kept_its_original_is_not_one_that_dropped_it(tmp_path: Path) -> None:
+    npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(np.random.default_rng(0).random((5, 8, 8))))
+    convert = ("converters.npz2zarr", npz, tmp_path / "s.zarr", "--contract", "data-001")
+    assert run_command(*convert).returncode == 0
+    assert run_command(*convert, "--drop-original").returncode == 7
+    assert run_command(*convert, "--drop-original", "--overwrite").returncode == 0
+    assert run_command(*convert).returncode == 7
+    assert "unchanged" in run_command(*convert, "--drop-original").stdout
+
+
 def test_inspect_tells_convertible_from_needing_an_option_from_never(npz: Path, tmp_path: Path) -> None:
     floats = make_counts().astype(np.float32)
     ambiguous = write_legacy_npz(tmp_path / "ambiguous.npz", legacy_members(floats))

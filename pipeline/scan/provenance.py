@@ -60,7 +60,7 @@ def root_attributes_of(
             "position_unit": layout.position_unit,
         },
         "evidence": {**layout.evidence, "stored": stack.evidence},
-        "options": declaration.given(),
+        "options": {**declaration.given(), **({"drop_original": True} if dropped else {})},
         "metadata": _metadata(metadata_text),
         "counts_total": stack.total,
         "accounting": {

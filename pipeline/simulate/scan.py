@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import canonical_values, plan_ingest
+from pipeline.scan.locate import locate
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.record import open_record
 from pipeline.simulate.forward import dose_scale, expected_intensity, extract_patches, poisson_counts
@@ -152,9 +153,11 @@ def _geometry(recipe: Recipe, stream: int) -> Geometry:
     return Geometry(probe=probe, positions=positions, object_shape=(side, side))
 
 
-def _geometry_of(path: Path) -> Geometry:
+def _geometry_of(source: Path) -> Geometry:
     """Probe and positions of another scan; the object as large as its object, or as its positions ask for."""
-    if path.is_dir():
+    there = locate(source)
+    path = there.path
+    if there.kind == "store":
         record = open_record(path)
         values = {name: read_all(record, name) for name in record.variables if name not in ("diffraction", "label")}
         taken_from = f"store {record.store_sha256}"
