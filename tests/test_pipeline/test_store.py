@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.errors import IntegrityError, NotFoundError, PipelineError, Schema
 from pipeline.scan.audit import audit_store
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
+from pipeline.scan.manifest import canonical_json
 from pipeline.scan.store import open_scan, open_stored, write_scan
 from tests.builders import legacy_members, make_counts, make_scan, tree_bytes, write_legacy_npz
 from tests.guards import forbid_compute
@@ -182,6 +184,34 @@ def test_any_truncated_file_is_noticed_by_verify_and_by_reading(store: Path) -> 
         with pytest.raises(IntegrityError):
             read_everything(store)
         (store / name).write_bytes(original)
+
+
+@pytest.mark.parametrize("field", [0, 1, 2], ids=["size", "sha256", "crc32c"])
+def test_a_changed_promise_in_the_manifest_is_noticed_by_verify_and_on_opening(store: Path, field: int) -> None:
+    manifest = json.loads((store / "manifest.json").read_bytes())
+    for path, promise in manifest.items():
+        value = promise[field]
+        changed = [*promise]
+        changed[field] = f"{int(value[0], 16) ^ 1:x}{value[1:]}" if field == 1 else value ^ 1
+        (store / "manifest.json").write_bytes(canonical_json({**manifest, path: changed}))
+        assert audit_store(store).damages, path
+        with pytest.raises(IntegrityError), forbid_compute():
+            open_scan(store)
+
+
+def test_a_manifest_that_only_reads_the_same_is_damage(store: Path) -> None:
+    manifest = json.loads((store / "manifest.json").read_bytes())
+    (store / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, indent=1))
+    assert audit_store(store).damages
+    with pytest.raises(IntegrityError, match="canonical"):
+        open_scan(store)
+
+
+def test_a_truncated_chunk_is_noticed_on_opening_already(store: Path) -> None:
+    chunk = store / "diffraction" / "c.1.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(IntegrityError, match=r"diffraction chunk 1 \(frames 256-299\)"), forbid_compute():
+        open_scan(store)
 
 
 def exchange(one: Path, two: Path) -> None:
