@@ -127,7 +127,7 @@ def open_npz(path: Path) -> Npz:
         _refuse_lookalikes(path, file.read(8))
         try:
             directory = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as exc:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
             raise SourceError(f"{path}: not a whole zip file (truncated?): {exc}", code="npz.not_zip") from exc
         infos = directory.infolist()
         _refuse_names(path, infos)

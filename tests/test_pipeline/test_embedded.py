@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,34 @@ def test_bytes_behind_the_pickle_are_none() -> None:
     assert lone_string(pickle.dumps(in_array(JSON), 4) + b"\0") is None
 
 
-def test_a_call_in_place_of_the_dtype_is_none() -> None:
+@pytest.mark.parametrize(
+    "word",
+    [b"cnumpy._core.multiarray\n_reconstruct\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n", b"cnumpy\ndtype\n"],
+)
+def test_another_name_in_place_of_one_of_the_pattern_is_none(word: bytes) -> None:
     stream = pickle.dumps(in_array(JSON), 2)
-    assert lone_string(stream.replace(b"cnumpy\ndtype\n", b"cposix\nsystem\n")) is None
+    assert word in stream
+    assert lone_string(stream.replace(word, b"cposix\nsystem\n")) is None
+
+
+def test_an_array_begun_with_another_letter_is_none() -> None:
+    stream = pickle.dumps(in_array(JSON), 4)
+    assert lone_string(stream.replace(b"C\x01b", b"C\x01c")) is None
+
+
+def test_something_left_on_the_stack_is_none() -> None:
+    stream = pickle.dumps(in_array(JSON), 2)
+    assert lone_string(stream[:2] + b"N" + stream[2:]) is None
+
+
+def test_a_stream_of_many_opcodes_is_given_up_early() -> None:
+    stream = b"N" * 500_000
+    tracemalloc.start()
+    try:
+        assert lone_string(stream) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -169,6 +195,9 @@ def test_spliced_streams_are_a_string_or_none(
 @example(b"]\x94h\x00a.")  # a list that holds itself
 @example(b"S'\\d'\n.")  # an escape that Python warns of
 @example(b"U")
+@example(b"a.")
+@example(b"h\x00.")
+@example(b"NNa.")
 @example(b"N" * 1000 + b".")
 @example(b"(" * 50 + b"t" * 50 + b".")
 @example(b"\x8e" + b"\xff" * 8)

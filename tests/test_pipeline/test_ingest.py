@@ -249,6 +249,18 @@ def test_labels_and_bad_pixels_find_their_place(tmp_path: Path) -> None:
     assert restored(npz) == read_members(npz)
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["fits complex64", "does not"])
+@pytest.mark.parametrize("name", ["label", "probeGuess", "objectGuess"])
+def test_complex128_is_kept_beside_only_where_complex64_loses_a_bit(name: str, wide: bool, tmp_path: Path) -> None:
+    counts = make_counts()
+    patches = np.stack([make_probe(seed=i)[0] for i in range(len(counts))]).astype(np.complex128)
+    values = {"label": patches, "probeGuess": patches[:2], "objectGuess": patches[0]}[name]
+    npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(counts, **{name: values / 3 if wide else values}))
+    done = convert(npz)
+    assert (f"legacy/{name}" in done.record.arrays) == wide
+    assert restored(npz) == read_members(npz)
+
+
 def test_unknown_facts_stay_null(tmp_path: Path) -> None:
     amplitude = np.random.default_rng(0).random((5, 8, 8), dtype=np.float32)
     npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(amplitude))
