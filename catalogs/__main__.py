@@ -6,7 +6,10 @@ from pipeline.cli import lazy_group
 
 main = lazy_group(
     "List the stores below some folders, or look into them.",
-    {"list": "catalogs.commands:list_stores", "show": "catalogs.commands:show_stores"},
+    {
+        "list": ("catalogs.commands:list_stores", "one row per store"),
+        "show": ("catalogs.commands:show_stores", "one page per store"),
+    },
 )
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, TargetExistsError
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import IngestPlan, ingest, plan_ingest
 from pipeline.scan.npz import sha256_file
@@ -70,6 +70,8 @@ def convert(config: ConvertConfig, *, progress: Progress = silent) -> Conversion
     same = _same_store(config.target, plan)
     if same is not None:
         return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
+    if not config.overwrite:
+        _refuse_other(config.target, plan)
     done = ingest(
         plan,
         config.target,
@@ -77,6 +79,22 @@ def convert(config: ConvertConfig, *, progress: Progress = silent) -> Conversion
         progress=progress(plan.npz.path.name, plan.layout.roles.n_frames),
     )
     return ConversionReport(status="converted", plan=plan, target=config.target, record=done.record)
+
+
+def _refuse_other(target: Path, plan: IngestPlan) -> None:
+    """Say what a store at `target` was made of, if it was made of something else."""
+    try:
+        made_of = open_record(target).attrs["provenance"]
+    except PipelineError:  # nothing there, or nothing that tells: `ingest` decides
+        return
+    name = made_of.get("source", {}).get("name", "no file")
+    options, asked = made_of.get("options", {}), plan.declaration.given()
+    raise TargetExistsError(
+        f"{target}: holds a store made of {name} with options {options or 'none'}; now it would be made of "
+        f"{plan.npz.path.name} with options {asked or 'none'}",
+        code="target.exists",
+        hint="another name, or --overwrite",
+    )
 
 
 def _same_store(target: Path, plan: IngestPlan) -> StoreRecord | None:

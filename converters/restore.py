@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import IntegrityError
-from pipeline.scan.npz import ReadDigest, sha256_file, write_npz
+from pipeline.errors import IntegrityError, PipelineError
+from pipeline.scan.npz import MemberReader, ReadDigest, open_npz, sha256_file, write_npz
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.restore import member_entries, plain_members, source_members
-from pipeline.scan.staging import staged_file
+from pipeline.scan.staging import refuse_target, staged_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreReport:
-    """What was written; `cast` names each member that could not be given back bit for bit, and why."""
+    """What was written, or found there already (`unchanged`); `cast` names each member that comes back cast, and why."""
 
+    status: str
     store: Path
     target: Path
     members: tuple[str, ...]
@@ -35,26 +36,54 @@ def restore(store: Path, target: Path, *, overwrite: bool = False) -> RestoreRep
     ------
     IntegrityError
         The store is damaged, or a member does not have the SHA-256 that was recorded when it was read.
+    ConfigError
+        The target is no NAME.npz.
     TargetExistsError
-        Something is at `target` and `overwrite` is false.
+        Something else is at `target` and `overwrite` is false.
     """
+    refuse_target(target, suffix=".npz", source=store)
     record = open_record(store)
     from_source = bool(member_entries(record))
+    if not overwrite and _holds_the_source(target, record):
+        names = tuple(entry["name"] for entry in member_entries(record))
+        return _report(record, target, status="unchanged", members=names, cast=())
     with staged_file(target, overwrite=overwrite) as stage:
         members = source_members(record, beside=target) if from_source else plain_members(record)
         written = write_npz(stage, members)
         cast = _compare(record, written) if from_source else ()
-        sha256 = sha256_file(stage)
-    source_sha256 = record.attrs["provenance"].get("source", {}).get("sha256")
+    return _report(record, target, status="written", members=tuple(written), cast=tuple(cast))
+
+
+def _report(
+    record: StoreRecord, target: Path, *, status: str, members: tuple[str, ...], cast: tuple[str, ...]
+) -> RestoreReport:
+    sha256 = sha256_file(target)
     return RestoreReport(
-        store=store,
+        status=status,
+        store=record.path,
         target=target,
-        members=tuple(written),
-        cast=tuple(cast),
+        members=members,
+        cast=cast,
         sha256=sha256,
-        same_file=sha256 == source_sha256,
-        from_source=from_source,
+        same_file=sha256 == record.attrs["provenance"].get("source", {}).get("sha256"),
+        from_source=bool(member_entries(record)),
     )
+
+
+def _holds_the_source(target: Path, record: StoreRecord) -> bool:
+    """Whether the file at `target` holds exactly the source's members, bit for bit."""
+    entries = {entry["name"]: entry for entry in member_entries(record)}
+    try:
+        npz = open_npz(target)
+        if not entries or list(npz.members) != list(entries):
+            return False
+        for name, member in npz.members.items():
+            with MemberReader(npz, member) as reader:
+                if reader.finish().sha256 != entries[name]["sha256"]:
+                    return False
+    except PipelineError:  # nothing there, or no whole NPZ: other content
+        return False
+    return True
 
 
 def _compare(record: StoreRecord, written: dict[str, ReadDigest]) -> Sequence[str]:

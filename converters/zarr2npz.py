@@ -12,11 +12,11 @@ from pipeline.cli import EXIT_FINDINGS, Outcome, command
 
 @command("ptychozarr.restore/1")
 @click.argument("store", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT.npz")
 @click.option("--overwrite", is_flag=True, help="replace what is at OUT, once the new file is whole")
 @click.option("--dry-run", is_flag=True, help="say what would be written; write nothing")
 def main(*, store: Path, out: Path, overwrite: bool, dry_run: bool) -> Outcome:
-    """Write the legacy NPZ that STORE was made from to OUT.
+    """Write the legacy NPZ that STORE was made from to OUT.npz (or into a folder, as NAME.npz).
 
     Each member is compared with the SHA-256 taken when it was read. Exit 3: a member comes back cast, because
     the conversion was told to drop its original; it is named.
@@ -25,6 +25,7 @@ def main(*, store: Path, out: Path, overwrite: bool, dry_run: bool) -> Outcome:
     from pipeline.scan.record import open_record
     from pipeline.scan.restore import member_entries
 
+    out = out / f"{store.resolve().stem}.npz" if out.is_dir() else out
     if dry_run:
         entries = member_entries(open_record(store))
         names = [entry["name"] for entry in entries]
@@ -39,7 +40,8 @@ def main(*, store: Path, out: Path, overwrite: bool, dry_run: bool) -> Outcome:
         return Outcome(data=data, text=f"{store} is now {out}: {', '.join(report.members)}", warnings=[warning])
     same = ", the whole file byte for byte" if report.same_file else ""
     exact = len(report.members) - len(report.cast)
-    text = f"{store} is now {out}: {exact} of {len(report.members)} members bit for bit{same}\nsha256 {report.sha256}"
+    done = "is now" if report.status == "written" else "is already"
+    text = f"{store} {done} {out}: {exact} of {len(report.members)} members bit for bit{same}\nsha256 {report.sha256}"
     return Outcome(
         data=data,
         text=text,

@@ -21,16 +21,20 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline import __version__
 from pipeline.errors import EnvironmentFault, PipelineError
 
 VERBS = {
-    "convert": "converters.npz2zarr:main",
-    "restore": "converters.zarr2npz:main",
-    "inspect": "converters.inspect:main",
-    "simulate": "pipeline.simulate.__main__:main",
-    "verify": "pipeline.verify:main",
-    "catalog": "catalogs.__main__:main",
+    "inspect": ("converters.inspect:main", "what a legacy NPZ is and would become"),
+    "convert": ("converters.npz2zarr:main", "a legacy NPZ to a canonical store"),
+    "restore": ("converters.zarr2npz:main", "a store back to its NPZ"),
+    "verify": ("pipeline.verify:main", "re-hash every byte of a store"),
+    "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
+    "catalog": ("catalogs.__main__:main", "list stores, look into one"),
 }
+"""Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
+
+Verbs = Mapping[str, tuple[str, str]]
 
 EXIT_FINDINGS = 3
 PROGRESS_EVERY_S = 10.0
@@ -89,7 +93,7 @@ class _Command(click.Command):
 class _LazyGroup(click.Group):
     """A group whose verbs are "module:function" strings, each imported only when it runs."""
 
-    def __init__(self, verbs: Mapping[str, str], **attrs: Any) -> None:
+    def __init__(self, verbs: Verbs, **attrs: Any) -> None:
         super().__init__(**attrs)
         self._verbs = verbs
 
@@ -99,24 +103,24 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._verbs:
             return None
-        module, name = self._verbs[cmd_name].split(":")
+        module, name = self._verbs[cmd_name][0].split(":")
         loaded = getattr(importlib.import_module(module), name)
         assert isinstance(loaded, click.Command)
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(verb, f"{ctx.command_path} {verb} --help") for verb in self._verbs]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl([(verb, about) for verb, (_, about) in self._verbs.items()])
 
     def main(self, *args: Any, **extra: Any) -> Any:
         given = list(sys.argv[1:] if not args or args[0] is None else args[0])
         sys.exit(_guarded(lambda: super(_LazyGroup, self).main(given, standalone_mode=False), given))
 
 
-def lazy_group(help_text: str, verbs: Mapping[str, str]) -> click.Group:
+def lazy_group(help_text: str, verbs: Verbs) -> click.Group:
     """A command of several verbs; its --help imports none of them."""
-    return _LazyGroup(verbs, help=help_text, context_settings={"help_option_names": ["-h", "--help"]})
+    group = _LazyGroup(verbs, help=help_text, context_settings={"help_option_names": ["-h", "--help"]})
+    return click.version_option(__version__, prog_name="ptychozarr")(group)
 
 
 main = lazy_group("From legacy ptychography NPZ files to proven models.", VERBS)
@@ -131,6 +135,9 @@ def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
         if debug:
             raise
         return _fail(exc.message, code=exc.code, hint=exc.hint, exit_code=exc.exit_code, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return 2
     except click.UsageError as exc:
         hint = f"{exc.ctx.command_path} --help" if exc.ctx else None
         return _fail(exc.format_message(), code="usage", hint=hint, exit_code=2, as_json=as_json)

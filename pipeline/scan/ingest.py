@@ -24,8 +24,8 @@ from pipeline.scan.provenance import KeptMember, root_attributes_of
 from pipeline.scan.quantity import sqrt_evidence
 from pipeline.scan.record import StoreRecord
 from pipeline.scan.schema import SCAN_SCHEMA
-from pipeline.scan.staging import staged_folder
-from pipeline.scan.store import StoreWriter, spec_of, variable_attrs
+from pipeline.scan.staging import refuse_target, staged_folder
+from pipeline.scan.store import StoreWriter, refuse_foreign, spec_of, variable_attrs
 from pipeline.scan.storing import StoredStack, as_float32, check_frames, check_values, store_frames
 
 SAMPLE_BYTES: Final = 4 << 20
@@ -142,13 +142,18 @@ def ingest(
 
     Raises
     ------
+    ConfigError
+        The target is the source, or no NAME.zarr.
     TargetExistsError
-        Something is at `target` and `overwrite` is false.
+        Something is at `target` and `overwrite` is false, or it is no store of ours.
     SourceError
         A value contradicts the meaning, or the source changed while it was read.
     IntegrityError
         The source is damaged, or the store read back differs from what was read.
     """
+    refuse_target(target, suffix=".zarr", source=plan.npz.path)
+    if overwrite:
+        refuse_foreign(target)
     roles, where = plan.layout.roles, f"{plan.npz.path}: {plan.layout.roles.stack!r}"
     with (
         staged_folder(target, overwrite=overwrite) as stage,

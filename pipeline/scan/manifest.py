@@ -39,6 +39,12 @@ def is_chunk(path: str) -> bool:
     return path.rsplit("/", 1)[-1] != ROOT_METADATA
 
 
+def looks_like_chunk(path: str) -> bool:
+    """True for a file name that a chunk of ours has, `c` or `c.3.0.0`."""
+    name, *numbers = path.rsplit("/", 1)[-1].split(".")
+    return "/" in path and name == "c" and all(number.isdigit() for number in numbers)
+
+
 def digest(path: str, data: bytes) -> FileDigest:
     """The digest of a file with this store path and content."""
     covered = data[:-TRAILER_BYTES] if is_chunk(path) else data

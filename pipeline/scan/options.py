@@ -24,6 +24,6 @@ def declaration_options(body: Callable[..., Any]) -> Callable[..., Any]:
     """Add --key, --axes, --quantity, --contract, --positions, --pixel-size-m and --position-origin."""
     for name, help_text in reversed(_HELP.items()):
         flag = "--" + name.replace("_", "-")
-        body = click.option(flag, name, type=click.Choice(CHOICES[name]), help=help_text)(body)
+        body = click.option(flag, name, type=click.Choice(CHOICES[name], case_sensitive=False), help=help_text)(body)
     pixel = click.option("--pixel-size-m", type=float, help="size of an object pixel in metres")
     return pixel(body)

@@ -2,6 +2,7 @@
 
 Frames of a stack stored as (H, W, n) or in Fortran order are not contiguous. Memory stays at one incoming block;
 the file holds the array once: each incoming block is one tile, laid out so that what is asked for is contiguous.
+The file has no name, so that nothing of it is left however the process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TILE_BYTES = 32 << 20
 class Tiles:
     """Tiles in a temporary file: each holds all of `out_axis` for some of axis `in_axis`."""
 
-    path: Path
+    handle: int
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     in_axis: int
@@ -37,18 +38,17 @@ class Tiles:
 
     def blocks(self, rows: int) -> Iterator[NDArray[np.generic]]:
         """Blocks of `rows` along `out_axis`, axes in the order of `shape`."""
-        with self.path.open("rb", buffering=0) as file:
-            for start in range(0, self.shape[self.out_axis], rows):
-                yield self._block(file.fileno(), start, min(start + rows, self.shape[self.out_axis]))
+        for start in range(0, self.shape[self.out_axis], rows):
+            yield self._block(start, min(start + rows, self.shape[self.out_axis]))
 
-    def _block(self, handle: int, start: int, stop: int) -> NDArray[np.generic]:
+    def _block(self, start: int, stop: int) -> NDArray[np.generic]:
         pieces, offset = [], 0
         for extent in self.extents:
             tile_shape = [extent if axis == self.in_axis else n for axis, n in enumerate(self.shape)]
             tile_shape.insert(0, tile_shape.pop(self.out_axis))
             row_bytes = math.prod(tile_shape[1:]) * self.dtype.itemsize
             piece = np.empty((stop - start, *tile_shape[1:]), self.dtype)
-            _pread(handle, piece, offset + start * row_bytes)
+            _pread(self.handle, piece, offset + start * row_bytes)
             pieces.append(np.moveaxis(piece, 0, self.out_axis))
             offset += self.shape[self.out_axis] * row_bytes
         return np.concatenate(pieces, axis=self.in_axis, dtype=self.dtype)  # else big-endian would become native
@@ -88,12 +88,17 @@ def retiled(
             f"{free} are free",
             code="environment.no_space",
         )
-    with tempfile.NamedTemporaryFile(prefix=f".{beside.name}.", suffix=".spool", dir=beside.parent) as file:
+    with tempfile.TemporaryFile(dir=beside.parent) as file:
         extents = []
         for block in incoming:
             extents.append(block.shape[in_axis])
             file.write(raw_bytes(np.moveaxis(block, out_axis, 0)))
         file.flush()
         yield Tiles(
-            path=Path(file.name), shape=shape, dtype=dtype, in_axis=in_axis, out_axis=out_axis, extents=tuple(extents)
+            handle=file.fileno(),
+            shape=shape,
+            dtype=dtype,
+            in_axis=in_axis,
+            out_axis=out_axis,
+            extents=tuple(extents),
         )

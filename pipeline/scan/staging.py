@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import NotFoundError, TargetExistsError
+from pipeline.errors import ConfigError, NotFoundError, TargetExistsError
 
 
 @contextmanager
@@ -49,10 +49,25 @@ def staged_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield stage
         _sync(stage)
         _require_free(target, overwrite=overwrite)
+        if target.is_dir():
+            raise TargetExistsError(f"{target}: is a folder", code="target.exists", hint="another name")
         stage.replace(target)
         _sync(target.parent)
     finally:
         stage.unlink(missing_ok=True)
+
+
+def refuse_target(target: Path, *, suffix: str, source: Path) -> None:
+    """Refuse a target that is not called NAME`suffix`, or is the source itself, before any work.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if target.suffix != suffix:
+        raise ConfigError(f"{target}: expected a name that ends in {suffix}", code="target.name")
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"{target}: source and target are the same", code="target.is_source")
 
 
 def _parent(target: Path) -> Path:
@@ -63,9 +78,7 @@ def _parent(target: Path) -> Path:
 
 def _require_free(target: Path, *, overwrite: bool) -> None:
     if not overwrite and (target.exists() or target.is_symlink()):
-        raise TargetExistsError(
-            f"{target}: exists already, with other content", code="target.exists", hint="another name, or --overwrite"
-        )
+        raise TargetExistsError(f"{target}: exists already", code="target.exists", hint="another name, or --overwrite")
 
 
 def _swap_in(stage: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.errors import IntegrityError, SchemaError
+from pipeline.errors import IntegrityError, SchemaError, TargetExistsError
 from pipeline.scan import codec
 from pipeline.scan import manifest as mf
 from pipeline.scan.aside import beside
@@ -30,7 +30,7 @@ from pipeline.scan.chunks import check_side_arrays, read_amplitude, read_chunk
 from pipeline.scan.layout import ChunkLayout, plan_chunks
 from pipeline.scan.npz import crc32, raw_bytes
 from pipeline.scan.quantity import AmplitudeFormula
-from pipeline.scan.record import ArrayRecord, StoreRecord, open_record, place
+from pipeline.scan.record import ArrayRecord, StoreRecord, is_store, open_record, place
 from pipeline.scan.schema import SCAN_SCHEMA, validate_scan, verdicts
 from pipeline.scan.staging import staged_folder
 
@@ -207,6 +207,29 @@ def _create_array(root: zarr.Group, spec: ArraySpec) -> None:
     )
 
 
+def refuse_foreign(target: Path) -> None:
+    """Refuse to overwrite anything but a store: a file, another folder, a store with files of somebody else's inside.
+
+    Raises
+    ------
+    TargetExistsError
+    """
+    if not target.exists():
+        return
+    if not (target.is_dir() and is_store(target)):
+        raise TargetExistsError(
+            f"{target}: is no store, so it is not overwritten", code="target.foreign", hint="another name"
+        )
+    ours = (mf.ROOT_METADATA, mf.MANIFEST_NAME)
+    strange = [p for p in mf.listing(target) if p.rsplit("/", 1)[-1] not in ours and not mf.looks_like_chunk(p)]
+    if strange:
+        raise TargetExistsError(
+            f"{target}: holds {strange[0]}, which is no part of a store, so it is not overwritten",
+            code="target.foreign",
+            hint="another name",
+        )
+
+
 def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> str:
     """Write a scan in stored form to `path`, whole or not at all; its `store_sha256`.
 
@@ -218,9 +241,11 @@ def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> 
     SchemaError
         The dataset breaks the schema, or frames hold negative or non-finite values.
     TargetExistsError
-        Something is at `path` and `overwrite` is false.
+        Something is at `path` and `overwrite` is false, or it is no store of ours.
     """
     validate_scan(ds)
+    if overwrite:
+        refuse_foreign(Path(path))
     with staged_folder(Path(path), overwrite=overwrite) as stage:
         writer = StoreWriter(stage)
         for name, variable in ds.variables.items():

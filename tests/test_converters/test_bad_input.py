@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -546,7 +547,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: int, code
         text=True,
         cwd=REPOSITORY,
     )
-    while not any(tmp_path.glob(".t.zarr.*")):
+    while not any(tmp_path.glob(".t.zarr.*/diffraction")):
         assert child.poll() is None
         time.sleep(0.002)
     child.send_signal(signal.SIGSTOP)  # so that it cannot end before the signal meets it
@@ -565,6 +566,23 @@ def test_an_error_crosses_processes_whole() -> None:
 
 
 # --- known to be wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(reason="scan/staging.py: the folder is made before the `try` that removes it", strict=True)
+def test_an_interrupt_at_the_moment_the_staging_folder_exists_leaves_nothing(tmp_path: Path) -> None:
+    source = write_legacy_npz(tmp_path / "s.npz", legacy_members())
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename.endswith("/staging.py") and event == "line" and any(tmp_path.glob(".t.zarr.*")):
+            raise KeyboardInterrupt
+        return interrupt
+
+    sys.settrace(interrupt)
+    try:
+        assert run_main(npz2zarr.main, source, tmp_path / "t.zarr").returncode == 130
+    finally:
+        sys.settrace(None)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
 @pytest.mark.xfail(reason="scan/storing.py: as_float32 does not know where its block comes from", strict=True)

@@ -375,6 +375,13 @@ def test_the_first_frames_are_the_same_however_their_bytes_lie(
         np.testing.assert_array_equal(source.head(1), COUNTS[:1])
 
 
+def test_gathering_frames_makes_no_file_that_could_be_left_behind(tmp_path: Path) -> None:
+    npz = open_npz(write_legacy_npz(tmp_path / "s.npz", {"a": in_order(COUNTS, "yxf")}))
+    with StackSource(npz, npz.members["a"], axes="yxf", shape=COUNTS.shape, beside=tmp_path / "t") as source:
+        for _ in source.blocks(5):
+            assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
 @pytest.mark.parametrize("axes", ["fyx", "yxf", "yfx"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_proof_is_the_same_however_the_bytes_lie(tmp_path: Path, axes: str, order: Any) -> None:
