@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,13 @@ def _values_advice(npz: Npz | None) -> list[str]:
     member = next((npz.members[key] for key in STACK_KEYS if key in npz.members), None) if npz else None
     if npz is None or member is None or member.header.dtype.kind != "f" or 0 in member.header.disk_shape:
         return []
-    shape = member.header.disk_shape
-    rows = max(1, SAMPLE_BYTES * shape[0] // max(1, member.size)) if shape else 1
+    count = min(math.prod(member.header.shape), SAMPLE_BYTES // member.header.dtype.itemsize)
     try:
         with MemberReader(npz, member) as reader:
-            sample = next(disk_blocks(reader, shape, member.header.dtype, rows)).astype(np.float64)
+            sample = next(disk_blocks(reader, (count,), member.header.dtype, count)).astype(np.float64)
     except IntegrityError:
+        return []
+    if not np.isfinite(sample).all():
         return []
     whole = np.mean(sample == np.rint(sample))
     return [

@@ -143,7 +143,7 @@ def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
         return _fail(exc.format_message(), code="usage", hint=hint, exit_code=2, as_json=as_json)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _fail("interrupted", code="interrupted", hint=None, exit_code=130, as_json=as_json)
-    except OSError as exc:
+    except (OSError, MemoryError) as exc:
         if debug:
             raise
         fault = environment_fault(exc)
@@ -160,8 +160,10 @@ def _fail(message: str, *, code: str, hint: str | None, exit_code: int, as_json:
     return exit_code
 
 
-def environment_fault(exc: OSError) -> EnvironmentFault:
-    """An operating system error as one of ours: no space, no permission, a failing disk (exit 8)."""
+def environment_fault(exc: OSError | MemoryError) -> EnvironmentFault:
+    """An operating system error as one of ours: no space, no memory, no permission, a failing disk (exit 8)."""
+    if isinstance(exc, MemoryError):
+        return EnvironmentFault(f"not enough memory: {exc}", code="environment.no_memory")
     where = f"{exc.filename}: " if exc.filename else ""
     hint = "free some space or choose another disk; nothing was left under the target name" if exc.errno == 28 else None
     return EnvironmentFault(f"{where}{exc.strerror or exc}", code="environment.os_error", hint=hint)

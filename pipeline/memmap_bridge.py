@@ -156,7 +156,8 @@ class MemmapDatasetBridge:
         }
 
     def _from_npz(self, path: Path) -> dict[str, NDArray[Any]]:
-        plan = plan_ingest(path, replace(self.config.declaration, contract="data-001"))
+        said = self.config.declaration
+        plan = plan_ingest(path, replace(said, contract="data-001") if said.quantity is None else said)
         values = canonical_values(plan)
         with open_frames(plan, beside=Path(tempfile.gettempdir()) / path.name) as source:
             if _mappable(source, plan):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,10 @@ from pipeline.errors import ConfigError
 STACK_KEYS: Final = ("diffraction", "diff3d")
 ORIGINS: Final = ("n/2", "n/2-0.5", "corner")
 """What a source's coordinate points at: pixel n/2 of the frame's window, its exact middle, or its first pixel."""
+
+MIN_PIXEL_M: Final = 1e-13
+MAX_PIXEL_M: Final = 1e-3
+"""No object pixel of a ptychograph lies outside; a 20 was meant as nanometres."""
 
 CHOICES: Final = {
     "key": STACK_KEYS,
@@ -42,11 +45,11 @@ class Declaration:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="config.choice")
-        if self.pixel_size_m is not None and not (self.pixel_size_m > 0 and math.isfinite(self.pixel_size_m)):
-            raise ConfigError(f"pixel_size_m is {self.pixel_size_m}; expected a positive length", code="config.range")
-        if self.positions == "metre" and self.pixel_size_m is None:
+        if self.pixel_size_m is not None and not MIN_PIXEL_M <= self.pixel_size_m <= MAX_PIXEL_M:
             raise ConfigError(
-                "positions in metres need the object's pixel size", code="config.pixel_size", hint="--pixel-size-m"
+                f"pixel_size_m is not between {MIN_PIXEL_M} and {MAX_PIXEL_M} metres",
+                code="config.range",
+                hint="20 nm are --pixel-size-m 20e-9",
             )
 
     def given(self) -> dict[str, object]:
@@ -55,17 +58,34 @@ class Declaration:
 
 
 def declared_for(path: Path, options: Declaration) -> Declaration:
-    """The options, completed by `NAME.toml` beside `NAME.npz` where there is one. An option wins."""
+    """The options, completed by `NAME.toml` beside `NAME.npz` where there is one, and free of contradiction.
+
+    An option wins over the file.
+
+    Raises
+    ------
+    ConfigError
+        An unknown key, a value of another type or out of range, or two that exclude each other.
+    """
     beside = path.with_suffix(".toml")
-    if not beside.is_file():
-        return options
-    table = read_toml(beside, known=[f.name for f in fields(Declaration)])
-    return replace(_typed(beside, table), **options.given())  # type: ignore[arg-type]  # names are checked above
+    table = _typed(beside, read_toml(beside, known=[f.name for f in fields(Declaration)])) if beside.is_file() else {}
+    said = Declaration(**{**table, **options.given()})  # type: ignore[arg-type]  # names and types are checked
+    if said.positions == "metre" and said.pixel_size_m is None:
+        raise ConfigError(
+            "positions in metres need the object's pixel size", code="config.pixel_size", hint="--pixel-size-m"
+        )
+    if said.contract is not None and said.quantity not in (None, "amplitude"):
+        raise ConfigError(
+            f"contract {said.contract} says that float means amplitude, quantity says {said.quantity}",
+            code="config.contradiction",
+            hint="one of the two",
+        )
+    return said
 
 
-def _typed(path: Path, table: Mapping[str, object]) -> Declaration:
+def _typed(path: Path, table: Mapping[str, object]) -> Mapping[str, object]:
     for name, value in table.items():
         wanted: type | tuple[type, ...] = (int, float) if name == "pixel_size_m" else str
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ConfigError(f"{path}: {name} is {value!r}", code="config.type")
-    return Declaration(**table)  # type: ignore[arg-type]  # names and types are checked above
+            raise ConfigError(f"{path}: {name} is of another type than expected", code="config.type")
+    return table

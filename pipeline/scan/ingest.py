@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from pipeline.scan import npz as npz_file
 from pipeline.scan.declaration import Declaration, declared_for
 from pipeline.scan.frames import StackSource
 from pipeline.scan.geometry import origin_offset, zero_frequency_is_central
-from pipeline.scan.layout import plan_chunks
 from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
 from pipeline.scan.npz import Member, MemberReader, Npz, disk_blocks
 from pipeline.scan.provenance import KeptMember, root_attributes_of
@@ -30,6 +30,7 @@ from pipeline.scan.storing import StoredStack, as_float32, check_frames, check_v
 
 SAMPLE_BYTES: Final = 4 << 20
 _MAX_TEXT_BYTES: Final = 16 << 20
+_MAX_ROW_BYTES: Final = 32 << 20
 _NUMBERS: Final = "biufc"
 
 Array = NDArray[Any]
@@ -69,8 +70,8 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
     NotFoundError, SourceError, IntegrityError, ConfigError
         There is no file, it is damaged, or its meaning is not certain; the hint names the option that settles it.
     """
-    declaration = declared_for(path, declaration)
     npz = npz_file.open_npz(path)
+    declaration = declared_for(path, declaration)
     roles = name_members(npz.members, declaration, where=str(path))
     text = _metadata_text(npz, roles.metadata)
     facts = Facts(
@@ -100,7 +101,8 @@ def canonical_values(plan: IngestPlan) -> dict[str, Array]:
     for variable, name in roles.kind.items():
         if variable not in ("diffraction", "valid"):
             array, _ = npz_file.read_array(plan.npz, plan.npz.members[name])
-            values[variable] = _canonical(array, plan.layout, variable)
+            shape = _canonical_shape(array.shape, plan.layout, variable)
+            values[variable] = _canonical(array.reshape(shape), plan.layout, variable)
     return values
 
 
@@ -173,8 +175,7 @@ def ingest(
             progress=progress,
         )
         members = tuple(_store_member(writer, source, plan, stack, p, target) for p in roles.placements)
-        index = np.arange(roles.n_frames, dtype=np.int64)
-        _add_whole(writer, "frame_index", SCAN_SCHEMA["frame_index"].dims, index, variable_attrs("frame_index"))
+        _store_frame_index(writer, roles.n_frames)
         if not plan.npz.unchanged():
             raise SourceError(f"{plan.npz.path}: the file changed while it was read", code="source.changed")
         record = writer.finish(
@@ -223,49 +224,70 @@ def _store_member(
         return KeptMember(member=member, digest=digest, twin_of=placement.twin_of)
     if placement.variable is None:
         return _store_verbatim(writer, plan.npz, member)
-    if placement.variable == "label":
-        return _store_labels(writer, plan, member, target)
-    return _store_variable(writer, plan, member, placement.variable)
+    return _store_variable(writer, plan, member, placement.variable, target)
 
 
-def _store_labels(writer: StoreWriter, plan: IngestPlan, member: Member, target: Path) -> KeptMember:
-    """Store object patches block by block; complex128 that complex64 cannot give back is kept verbatim too."""
-    roles, exact = plan.layout.roles, True
-    shape = (roles.n_frames, *roles.frame_shape)
-    spec = spec_of("label", SCAN_SCHEMA["label"].dims, shape, np.dtype(np.complex64), attrs=variable_attrs("label"))
+def _store_frame_index(writer: StoreWriter, n_frames: int) -> None:
+    dims, attrs = SCAN_SCHEMA["frame_index"].dims, variable_attrs("frame_index")
+    spec = spec_of("frame_index", dims, (n_frames,), np.dtype(np.int64), attrs=attrs)
+    rows = map(spec.layout.rows, range(spec.layout.n_chunks))
+    writer.add(spec, (np.arange(start, stop, dtype=np.int64) for start, stop in rows))
 
-    def stored(source: StackSource) -> Iterator[Array]:
+
+def _store_variable(writer: StoreWriter, plan: IngestPlan, member: Member, variable: str, target: Path) -> KeptMember:
+    """Store a member as a variable, and verbatim too where the variable does not give its bits back."""
+    shape = _canonical_shape(member.header.shape, plan.layout, variable)
+    dtype = np.dtype(SCAN_SCHEMA[variable].dtypes[0])
+    attrs = variable_attrs(variable, **({"role": "guess"} if variable == "object" else {}))
+    spec = spec_of(variable, SCAN_SCHEMA[variable].dims, shape, dtype, attrs=attrs)
+    exact = variable != "valid"
+
+    def stored(blocks: Iterable[Array]) -> Iterator[Array]:
         nonlocal exact
-        for block in source.blocks(spec.layout.chunk[0]):
-            values: Array = block.astype(np.complex64, copy=False)
-            exact = exact and _gives_back(values, block)
+        for block in blocks:
+            native = block.astype(block.dtype.newbyteorder("="), copy=False)
+            values = _canonical(native, plan.layout, variable)
+            exact = exact and values.astype(native.dtype).tobytes() == native.tobytes()
             yield values
 
-    with _frames(plan.npz, roles, member.name, beside=target) as source:
-        writer.add(spec, stored(source))
-        assert source.digest is not None
-        digest = source.digest
+    rows = spec.layout.chunk[0]
+    if variable == "label":
+        with _frames(plan.npz, plan.layout.roles, member.name, beside=target) as source:
+            writer.add(spec, stored(source.blocks(rows)))
+            assert source.digest is not None
+            digest = source.digest
+    else:
+        with MemberReader(plan.npz, member) as reader:
+            writer.add(spec, stored(_row_blocks(reader, member, shape, rows)))
+            digest = reader.finish()
     if exact:
-        return KeptMember(member=member, digest=digest, variable="label")
-    return replace(_store_verbatim(writer, plan.npz, member), variable="label")
-
-
-def _store_variable(writer: StoreWriter, plan: IngestPlan, member: Member, variable: str) -> KeptMember:
-    """Store a small member as a variable, and verbatim too where the variable does not give its bits back."""
-    values, digest = npz_file.read_array(plan.npz, member)
-    attrs = variable_attrs(variable, **({"role": "guess"} if variable == "object" else {}))
-    stored = _canonical(values, plan.layout, variable)
-    _add_whole(writer, variable, SCAN_SCHEMA[variable].dims, stored, attrs)
-    if variable != "valid" and _gives_back(stored, values):
         return KeptMember(member=member, digest=digest, variable=variable)
     return replace(_store_verbatim(writer, plan.npz, member), variable=variable)
 
 
-def _gives_back(stored: Array, values: Array) -> bool:
-    """Whether the variable, cast and reshaped, has the bits of the source's values."""
-    native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-    back = np.ascontiguousarray(stored.astype(native.dtype).reshape(native.shape))
-    return back.tobytes() == native.tobytes()
+def _row_blocks(reader: MemberReader, member: Member, shape: tuple[int, ...], rows: int) -> Iterator[Array]:
+    """The member's values in blocks of `rows` of its canonical shape; one in Fortran order is read whole first."""
+    if not member.header.fortran_order:
+        yield from disk_blocks(reader, shape, member.header.dtype, rows)
+        return
+    lying = member.header.disk_shape
+    whole = next(disk_blocks(reader, lying, member.header.dtype, lying[0])).T.reshape(shape)
+    yield from (whole[start : start + rows] for start in range(0, shape[0], rows))
+
+
+def _canonical_shape(shape: tuple[int, ...], layout: LegacyLayout, variable: str) -> tuple[int, ...]:
+    """The member's shape as its variable has it, the values in the same order: probes (mode, y, x), no trailing 1."""
+    frame = layout.roles.frame_shape
+    if variable == "probe":
+        return shape if len(shape) == 3 and shape[1:] == frame else (1, *frame)
+    return (layout.roles.n_frames, *frame) if variable == "label" else shape
+
+
+def _canonical(values: Array, layout: LegacyLayout, variable: str) -> Array:
+    """Values as their variable has them: positions in pixels, good pixels instead of bad ones, complex64."""
+    if variable in ("position_y", "position_x"):
+        return _pixels(values, layout, variable)
+    return np.asarray(values == 0) if variable == "valid" else values.astype(np.complex64)
 
 
 def _pixels(values: Array, layout: LegacyLayout, variable: str) -> NDArray[np.float64]:
@@ -278,26 +300,15 @@ def _pixels(values: Array, layout: LegacyLayout, variable: str) -> NDArray[np.fl
     return pixels + offset if offset else pixels
 
 
-def _canonical(values: Array, layout: LegacyLayout, variable: str) -> Array:
-    """A small member as its variable: positions in pixels, probes as (mode, y, x), good pixels instead of bad ones."""
-    if variable in ("position_y", "position_x"):
-        return _pixels(values, layout, variable)
-    if variable == "valid":
-        return np.asarray(values == 0)
-    if variable == "probe" and values.ndim == 2:
-        values = values[np.newaxis]
-    elif variable == "probe" and values.shape[1:] != layout.roles.frame_shape:
-        values = values[np.newaxis, :, :, 0]
-    elif variable == "label" and values.ndim == 4:
-        values = values[..., 0]
-    return values.astype(np.complex64)
-
-
 def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember:
-    """Keep a member under legacy/: numbers as an array in the order of the disk, anything else as raw bytes."""
+    """Keep a member under legacy/: numbers as an array in the order of the disk, anything else as raw bytes.
+
+    Numbers whose rows are too long to be a chunk are raw bytes too, so that memory stays bounded.
+    """
     name = writer.legacy_name(member.name)
     dtype = member.header.dtype
-    numeric = dtype.kind in _NUMBERS and dtype.itemsize <= 16 and dtype != np.longdouble and dtype.names is None
+    plain = dtype.kind in _NUMBERS and dtype.itemsize <= 16 and dtype != np.longdouble and dtype.names is None
+    numeric = plain and math.prod(member.header.disk_shape[1:]) * dtype.itemsize <= _MAX_ROW_BYTES
     shape = member.header.disk_shape if numeric else (member.size - len(member.header.prefix),)
     stored_dtype = dtype.newbyteorder("=") if numeric else np.dtype(np.uint8)
     dims = tuple(f"{name.removeprefix('legacy/')}_{axis}" for axis in range(len(shape)))
@@ -307,12 +318,3 @@ def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember
         writer.add(spec, (block.astype(stored_dtype, copy=False) for block in blocks))
         digest = reader.finish()
     return KeptMember(member=member, digest=digest, legacy=name, raw=not numeric)
-
-
-def _add_whole(writer: StoreWriter, name: str, dims: tuple[str, ...], values: Array, attrs: dict[str, Any]) -> None:
-    spec = spec_of(name, dims, values.shape, values.dtype, attrs=attrs)
-    writer.add(spec, _row_blocks(values, plan_chunks(values.shape, values.dtype.itemsize).chunk[0]))
-
-
-def _row_blocks(values: Array, rows: int) -> Iterable[Array]:
-    return (values[start : start + rows] for start in range(0, values.shape[0], rows))

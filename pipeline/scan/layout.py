@@ -40,6 +40,6 @@ def plan_chunks(shape: Sequence[int], itemsize: int, *, chunk_bytes: int = CHUNK
     """
     if not shape:
         return ChunkLayout(shape=(), chunk=())
-    row_bytes = max(1, itemsize * math.prod(shape[1:]))
+    row_bytes = itemsize * math.prod(max(1, n) for n in shape[1:])
     rows = min(max(1, chunk_bytes // row_bytes), max(1, shape[0]))
     return ChunkLayout(shape=tuple(shape), chunk=(rows, *(max(1, n) for n in shape[1:])))

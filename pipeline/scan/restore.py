@@ -87,9 +87,10 @@ def _bytes_of(record: StoreRecord, entry: Entry, header: NpyHeader, beside: Path
         yield from (raw_bytes(block.astype(dtype, copy=False)) for block in _chunks(record, entry["legacy"]))
     elif entry["variable"] in ("diffraction", "label"):
         yield from map(raw_bytes, _frames(record, entry["variable"], header, beside))
+    elif header.fortran_order:
+        yield raw_bytes(read_all(record, entry["variable"]).astype(header.dtype).reshape(header.shape).T)
     else:
-        values = read_all(record, entry["variable"]).astype(header.dtype).reshape(header.shape)
-        yield raw_bytes(values.T if header.fortran_order else values)
+        yield from (raw_bytes(block.astype(header.dtype)) for block in _chunks(record, entry["variable"]))
 
 
 def _frames(record: StoreRecord, variable: str, header: NpyHeader, beside: Path) -> Iterator[NDArray[Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +25,9 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         Something is at `target` and `overwrite` is false.
     """
     _require_free(target, overwrite=overwrite)
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=_parent(target)))
+    stage = _beside(target, "partial")
     try:
-        stage.chmod(0o777 & ~_umask())
+        stage.mkdir()
         yield stage
         _sync_tree(stage)
         _require_free(target, overwrite=overwrite)
@@ -41,11 +41,9 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def staged_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Like `staged_folder`, for one file: a path beside `target` that becomes `target`."""
     _require_free(target, overwrite=overwrite)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=_parent(target))
-    os.close(handle)
-    stage = Path(name)
+    stage = _beside(target, "partial")
     try:
-        stage.chmod(0o666 & ~_umask())
+        stage.touch(exist_ok=False)
         yield stage
         _sync(stage)
         _require_free(target, overwrite=overwrite)
@@ -70,10 +68,11 @@ def refuse_target(target: Path, *, suffix: str, source: Path) -> None:
         raise ConfigError(f"{target}: source and target are the same", code="target.is_source")
 
 
-def _parent(target: Path) -> Path:
+def _beside(target: Path, kind: str) -> Path:
+    """A free hidden name beside `target`; named before it exists, so that no signal can leave it unknown behind."""
     if not target.parent.is_dir():
         raise NotFoundError(f"{target.parent}: no such folder", code="target.no_folder", hint=f"mkdir {target.parent}")
-    return target.parent
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.{kind}")
 
 
 def _require_free(target: Path, *, overwrite: bool) -> None:
@@ -85,21 +84,14 @@ def _swap_in(stage: Path, target: Path) -> None:
     if not target.exists():
         stage.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old / target.name)
+    old = _beside(target, "old")
+    target.rename(old)
     try:
         stage.rename(target)
     except OSError:
-        (old / target.name).rename(target)
+        old.rename(target)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_tree(root: Path) -> None:

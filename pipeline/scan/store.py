@@ -159,7 +159,7 @@ class StoreWriter:
     def _described(self, attrs: Mapping[str, Any]) -> xr.Dataset:
         """The root group as a dataset without values, for the schema to look at."""
         variables = {
-            name: (spec.dims, da.zeros(spec.layout.shape, dtype=spec.dtype, chunks=-1), dict(spec.attrs))
+            name: (spec.dims, np.broadcast_to(spec.dtype.type(0), spec.layout.shape), dict(spec.attrs))
             for name, spec in self._specs.items()
             if "/" not in name
         }

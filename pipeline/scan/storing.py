@@ -112,11 +112,13 @@ def store_frames(
             total=writer.counts_total,
             promised=tuple(promised),
         )
-    raise SourceError(f"{where}: {tried[-1]}", code="npz.bad_value", hint=_way_out(quantity))
+    raise SourceError(f"{where}: {tried[-1]}", code="npz.bad_value", hint=_way_out(quantity, source.dtype))
 
 
-def _way_out(quantity: str) -> str | None:
-    return "--quantity intensity keeps values that are no integers" if quantity == "counts" else None
+def _way_out(quantity: str, dtype: np.dtype[Any]) -> str | None:
+    return (
+        "--quantity intensity keeps values that are no integers" if quantity == "counts" and dtype.kind == "f" else None
+    )
 
 
 def _forms(quantity: str, scale: float | None) -> Iterator[_Form]:
@@ -180,7 +182,7 @@ def _as_counts(dtype: np.dtype[Any]) -> Callable[[Block, _Tally], Block]:
         counts: Block = block.astype(dtype, copy=False)
         if block.dtype.kind == "f" and not _same_bits(counts.astype(block.dtype), block):
             at = np.unravel_index(np.argmax(counts != block), block.shape)
-            raise _DoesNotFitError(f"{block[at]} is no whole count")
+            raise _DoesNotFitError(f"{block[at]} is not a whole count that gives back its bits")
         return counts
 
     return store
@@ -207,14 +209,7 @@ def _as_float32(block: Block, tally: _Tally) -> Block:
 
 
 def as_float32(block: Block) -> NDArray[np.float32]:
-    """A float block as float32; refused where a finite value has no finite float32.
-
-    Raises
-    ------
-    SourceError
-    """
-    if block.dtype == np.float64 and block.size and block.max() > np.finfo(np.float32).max:
-        raise SourceError(f"a value of {block.max()} does not fit float32", code="npz.bad_value")
+    """A float block as float32; `check_values` has refused what has no finite float32."""
     return block.astype(np.float32, copy=False)
 
 
@@ -224,18 +219,19 @@ def _same_bits(one: Block, two: Block) -> bool:
 
 
 def check_values(block: Block, first_frame: int, where: str) -> None:
-    """Refuse NaN, infinite and negative values, naming the first frame and pixel; (k, y, x).
+    """Refuse NaN, infinite and negative values and those beyond float32, naming the first frame and pixel; (k, y, x).
 
     Raises
     ------
     SourceError
     """
-    if block.dtype.kind == "u" or (block.min() >= 0 and block.max() < np.inf):
+    largest = np.finfo(np.float32).max
+    if block.dtype.kind == "u" or (block.min() >= 0 and block.max() <= largest):
         return
-    frame, y, x = (int(i[0]) for i in np.nonzero(~((block >= 0) & (block < np.inf))))
+    frame, y, x = (int(i[0]) for i in np.nonzero(~((block >= 0) & (block <= largest))))
     raise SourceError(
         f"{where}: frame {first_frame + frame}, pixel [{y}, {x}] is {block[frame, y, x]}; counts, intensity and "
-        f"amplitude are finite and not negative",
+        f"amplitude are not negative and not larger than float32 holds",
         code="npz.bad_value",
     )
 

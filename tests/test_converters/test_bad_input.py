@@ -568,7 +568,6 @@ def test_an_error_crosses_processes_whole() -> None:
 # --- known to be wrong ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="scan/staging.py: the folder is made before the `try` that removes it", strict=True)
 def test_an_interrupt_at_the_moment_the_staging_folder_exists_leaves_nothing(tmp_path: Path) -> None:
     source = write_legacy_npz(tmp_path / "s.npz", legacy_members())
 
@@ -585,21 +584,16 @@ def test_an_interrupt_at_the_moment_the_staging_folder_exists_leaves_nothing(tmp
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
-@pytest.mark.xfail(reason="scan/storing.py: as_float32 does not know where its block comes from", strict=True)
 def test_a_value_beyond_float32_is_named_with_its_file_and_frame(tmp_path: Path) -> None:
     (line,) = errors(convert(tmp_path, BEYOND_FLOAT32))
     assert str(tmp_path / "in" / "s.npz") in line
     assert "frame 9" in line
 
 
-@pytest.mark.xfail(reason="scan/storing.py: --quantity intensity is refused for integers", strict=True)
 def test_counts_above_32_bits_are_not_told_to_take_an_option_that_is_refused_too(tmp_path: Path) -> None:
     assert "hint" not in convert(tmp_path, ABOVE_32_BITS).stderr
 
 
-@pytest.mark.xfail(
-    reason="scan/declaration.py: a pixel size is asked for before TOML and options are joined", strict=True
-)
 @pytest.mark.parametrize(
     ("toml", "options"),
     [('positions = "metre"', ("--pixel-size-m", "1e-9")), ("pixel_size_m = 1e-9", ("--positions", "metre"))],
@@ -612,15 +606,11 @@ def test_toml_and_options_may_each_give_half_of_a_declaration(
     assert run_main(npz2zarr.main, source, tmp_path / "t.zarr", *options).returncode == 0
 
 
-@pytest.mark.xfail(reason="scan/declaration.py: math.isfinite of a huge integer", strict=True, raises=OverflowError)
 def test_a_pixel_size_of_four_hundred_digits_is_refused(tmp_path: Path) -> None:
     source = write_legacy_npz(tmp_path / "s.npz", legacy_members())
     (tmp_path / "s.toml").write_text(f"pixel_size_m = {10**400}")
     assert run_main(npz2zarr.main, source, tmp_path / "t.zarr").returncode == 2
 
 
-@pytest.mark.xfail(
-    reason="scan/declaration.py: a path without a name has no TOML beside it", strict=True, raises=ValueError
-)
 def test_the_current_folder_is_refused_as_a_folder(tmp_path: Path) -> None:
     assert run_main(npz2zarr.main, ".", tmp_path / "t.zarr").returncode == 4
