@@ -36,6 +36,7 @@ pictures: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): about 600 MB, a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_OPTION) --editable ".[test,fast,distributed]"
 	@touch $@

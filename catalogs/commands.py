@@ -34,5 +34,7 @@ def show_stores(*, roots: Sequence[Path]) -> Outcome:
     pages = [page_data(path) for path in find_stores(roots)]
     broken = any(one["problem"] is not None for one in pages)
     return Outcome(
-        data={"stores": pages}, text="\n\n".join(page(one) for one in pages), exit_code=EXIT_FINDINGS if broken else 0
+        data={"stores": pages},
+        text="\n\n".join(page(one) for one in pages) or "no stores",
+        exit_code=EXIT_FINDINGS if broken else 0,
     )

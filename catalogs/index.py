@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from catalogs.entry import CatalogEntry, entry_of
-from pipeline.errors import NotFoundError
+from pipeline.errors import NotFoundError, SourceError
 from pipeline.scan.record import is_store
 
 
@@ -16,13 +16,15 @@ def find_stores(roots: Iterable[Path]) -> list[Path]:
 
     Raises
     ------
-    NotFoundError
-        A root does not exist.
+    NotFoundError, SourceError
+        A root does not exist, or is a file.
     """
     found: dict[Path, None] = {}
     for root in roots:
         if not root.exists():
             raise NotFoundError(f"{root}: no such folder", code="catalog.not_found")
+        if not root.is_dir():
+            raise SourceError(f"{root}: a file; a list looks into folders for stores", code="catalog.not_a_folder")
         found.update(dict.fromkeys(_below(root)))
     return list(found)
 

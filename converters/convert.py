@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError, TargetExistsError
+from pipeline.errors import IntegrityError, PipelineError, TargetExistsError
+from pipeline.scan.audit import audit_store
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import IngestPlan, ingest, plan_ingest
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.provenance import library_versions
 from pipeline.scan.record import StoreRecord, is_store, open_record
+from pipeline.scan.staging import refuse_target
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Label and number of frames -> a function to call with the frames just done (`pipeline.cli.progress`)."""
@@ -53,6 +55,9 @@ def plan_conversion(config: ConvertConfig) -> ConversionReport:
         See `pipeline.scan.ingest.plan_ingest`.
     """
     plan = plan_ingest(config.source, config.declaration, drop_original=config.drop_original)
+    refuse_target(config.target, suffix=".zarr", source=config.source)
+    if not config.overwrite and _same_store(config.target, plan) is None:
+        _refuse_other(config.target, plan)
     return ConversionReport(status="planned", plan=plan, target=config.target, record=None)
 
 
@@ -66,27 +71,51 @@ def convert(config: ConvertConfig, *, progress: Progress = silent) -> Conversion
     TargetExistsError
         Something else is at the target and `overwrite` is false.
     """
-    plan = plan_conversion(config).plan
-    same = _same_store(config.target, plan)
-    if same is not None:
-        return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
+    plan = plan_ingest(config.source, config.declaration, drop_original=config.drop_original)
     if not config.overwrite:
+        same = _same_store(config.target, plan)
+        if same is not None:
+            _require_whole(same)
+            return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
         _refuse_other(config.target, plan)
-    done = ingest(
-        plan,
-        config.target,
-        overwrite=config.overwrite,
-        progress=progress(plan.npz.path.name, plan.layout.roles.n_frames),
-    )
+    shown = progress(plan.npz.path.name, plan.layout.roles.n_frames)
+    try:
+        done = ingest(plan, config.target, overwrite=config.overwrite, progress=shown)
+    except TargetExistsError:  # another conversion may have put the same store there meanwhile
+        same = _same_store(config.target, plan)
+        if same is None:
+            raise
+        return ConversionReport(status="unchanged", plan=plan, target=config.target, record=same)
     return ConversionReport(status="converted", plan=plan, target=config.target, record=done.record)
+
+
+def _require_whole(record: StoreRecord) -> None:
+    """Re-hash every byte of a store.
+
+    Raises
+    ------
+    IntegrityError
+        The store is damaged.
+    """
+    damages = audit_store(record.path).damages
+    if damages:
+        raise IntegrityError(
+            f"{record.path}: holds this conversion, but damaged: {damages[0].holds}: {damages[0].found}",
+            code="store.damaged",
+            hint="--overwrite makes it anew",
+        )
 
 
 def _refuse_other(target: Path, plan: IngestPlan) -> None:
     """Say what a store at `target` was made of, if it was made of something else."""
+    if not target.exists():
+        return
     try:
         made_of = open_record(target).attrs["provenance"]
-    except PipelineError:  # nothing there, or nothing that tells: `ingest` decides
-        return
+    except PipelineError as exc:
+        raise TargetExistsError(
+            f"{target}: exists already ({exc})", code="target.exists", hint="another name, or --overwrite"
+        ) from exc
     name = made_of.get("source", {}).get("name", "no file")
     options, asked = made_of.get("options", {}), plan.declaration.given()
     raise TargetExistsError(

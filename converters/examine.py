@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.telling import aligned, member_rows, plan_rows
 from pipeline.cli import EXIT_FINDINGS
-from pipeline.errors import IntegrityError, SourceError
+from pipeline.errors import IntegrityError, NotFoundError, PipelineError, SourceError
 from pipeline.scan.declaration import STACK_KEYS, Declaration
 from pipeline.scan.geometry import disc_overlap, nearest_step, probe_diameter
 from pipeline.scan.ingest import SAMPLE_BYTES, IngestPlan, plan_ingest
@@ -28,14 +28,16 @@ class Finding:
     path: Path
     plan: IngestPlan | None
     npz: Npz | None
-    refusal: SourceError | IntegrityError | None
+    refusal: PipelineError | None
     advice: tuple[str, ...]
 
     @property
     def exit_code(self) -> int:
-        """0 convertible, 3 needs an option, 4 never."""
+        """0 convertible, 3 needs an option, 4 never, 5 not there."""
         if self.refusal is None:
             return CONVERTIBLE
+        if isinstance(self.refusal, NotFoundError):
+            return NotFoundError.exit_code
         return EXIT_FINDINGS if self.refusal.code.startswith("npz.ambiguous_") else SourceError.exit_code
 
 
@@ -44,14 +46,14 @@ def examine(path: Path, declaration: Declaration) -> Finding:
 
     Raises
     ------
-    NotFoundError, ConfigError
-        There is no such file, or the declaration contradicts itself.
+    ConfigError
+        The declaration contradicts itself.
     """
     npz = None
     try:
         npz = open_npz(path)
         plan = plan_ingest(path, declaration)
-    except (SourceError, IntegrityError) as refusal:  # a refusal is what inspection is there to tell
+    except (SourceError, IntegrityError, NotFoundError) as refusal:  # a refusal is what inspection is there to tell
         return Finding(path=path, plan=None, npz=npz, refusal=refusal, advice=tuple(_values_advice(npz)))
     return Finding(path=path, plan=plan, npz=npz, refusal=None, advice=tuple(_geometry_advice(plan)))
 
@@ -79,6 +81,11 @@ def _values_advice(npz: Npz | None) -> list[str]:
 def _geometry_advice(plan: IngestPlan) -> list[str]:
     """What is odd about the file; step and overlap of the scan, where positions are pixels."""
     lines = list(plan.layout.warnings)
+    if plan.declaration.position_origin is None:
+        lines.append(
+            "no file tells whether a coordinate means pixel n/2 of a frame's window or its exact middle; ptychodus "
+            "1.7.0 wrote the middle (--position-origin n/2-0.5, see docs/conventions.md)"
+        )
     if plan.layout.position_unit != "pixel":
         return lines
     coordinates = [read_array(plan.npz, plan.npz.members[key])[0].astype(np.float64) for key in ("ycoords", "xcoords")]

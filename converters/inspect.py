@@ -18,7 +18,7 @@ def main(*, files: tuple[Path, ...], **declared: Any) -> Outcome:
     """Look at each FILE: its members, what they mean and why, and whether it can be converted.
 
     Reads headers, coordinates and a bounded sample. Exit 0: convertible as it is. Exit 3: needs the option
-    that is named. Exit 4: cannot be converted.
+    that is named. Exit 4: cannot be converted. Exit 5: no such file.
     """
     from converters.examine import examine, finding_data, finding_text
     from pipeline.scan.declaration import Declaration

@@ -15,7 +15,7 @@ from pipeline.scan.staging import refuse_target, staged_file
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreReport:
-    """What was written, or found there already (`unchanged`); `cast` names each member that comes back cast, and why."""
+    """What was written, or was there already (`unchanged`); `cast` names members that come back cast, and why."""
 
     status: str
     store: Path

@@ -59,10 +59,17 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="options for inspect and npz2zarr, after --")
     told = parser.parse_args()
     began = time.monotonic()
-    shutil.rmtree(told.output, ignore_errors=True)
-    told.output.mkdir(parents=True)
-
     source = told.npz or told.output / "scan.npz"
+    if told.npz is not None and not told.npz.is_file():
+        raise SystemExit(f"error: {told.npz}: no such file")
+    store = told.output / f"{source.stem}.zarr"
+    damaged = told.output / f"{source.stem}-damaged.zarr"
+    back = told.output / f"{source.stem}-back.npz"
+    told.output.mkdir(parents=True, exist_ok=True)
+    for made in (store, damaged, back, *([] if told.npz else [source])):  # what an earlier demo left, and no more
+        shutil.rmtree(made, ignore_errors=True)
+        made.unlink(missing_ok=True)
+
     if told.npz is None:
         say("A legacy file as a simulator leaves it: scaled amplitudes, frames on the last axis")
         run("pipeline.simulate", "--output", source, "--recipe", "demo", "--quantity", "scaled-amplitude",
@@ -70,17 +77,14 @@ def main() -> None:
     say("What is it, and what would it become?")
     run("converters.inspect", source, *told.options)
     say("Convert it: every member accounted for, read back before it appears")
-    store = told.output / f"{source.stem}.zarr"
     run("converters.npz2zarr", source, store, *told.options)
     say("Is the store what was written?")
     run("pipeline.verify", store)
     say("Flip one bit in a copy")
-    damaged = told.output / f"{source.stem}-damaged.zarr"
     shutil.copytree(store, damaged)
     flip_one_byte(max((damaged / "diffraction").glob("c.*"), key=lambda p: p.stat().st_size))
     run("pipeline.verify", damaged, expect=6)
     say("Back to the legacy file")
-    back = told.output / f"{source.stem}-back.npz"
     run("converters.zarr2npz", store, back)
     compare(source, back)
     say("What is here (a list reads metadata only, so it cannot see the flipped bit)")

@@ -37,6 +37,8 @@ VERBS = {
 Verbs = Mapping[str, tuple[str, str]]
 
 EXIT_FINDINGS = 3
+EXIT_FAILED = 4
+"""From this code on an outcome is a failure (`ok` is false), below it there are at most findings."""
 PROGRESS_EVERY_S = 10.0
 
 
@@ -70,8 +72,7 @@ def command(schema: str) -> Callable[[Body], click.Command]:
             for warning in outcome.warnings:
                 logging.warning("warning: %s", warning)
             if as_json:
-                envelope = {"schema": schema, "ok": True, "data": outcome.data, "warnings": list(outcome.warnings)}
-                click.echo(json.dumps(envelope, allow_nan=False))
+                click.echo(json.dumps(_envelope(schema, outcome), allow_nan=False))
             elif outcome.text:
                 click.echo(outcome.text)
             return outcome.exit_code
@@ -80,6 +81,14 @@ def command(schema: str) -> Callable[[Body], click.Command]:
         return run
 
     return decorate
+
+
+def _envelope(schema: str, outcome: Outcome) -> Mapping[str, object]:
+    told: dict[str, object] = {"schema": schema, "ok": outcome.exit_code < EXIT_FAILED, "data": outcome.data}
+    if outcome.exit_code >= EXIT_FAILED:
+        message = outcome.text.partition("\n")[0]
+        told["error"] = {"code": "findings", "message": message, "hint": None, "exit": outcome.exit_code}
+    return {**told, "warnings": list(outcome.warnings)}
 
 
 class _Command(click.Command):
@@ -148,6 +157,13 @@ def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
             raise
         fault = environment_fault(exc)
         return _fail(fault.message, code=fault.code, hint=fault.hint, exit_code=fault.exit_code, as_json=as_json)
+    except Exception as exc:  # our own mistake, told in the form that callers parse
+        if debug:
+            raise
+        message = f"internal error: {type(exc).__name__}: {exc}"
+        return _fail(
+            message, code="internal", hint="--debug shows where; please report it", exit_code=1, as_json=as_json
+        )
     return result if isinstance(result, int) else 0
 
 

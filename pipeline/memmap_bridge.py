@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, EnvironmentFault, PlanError
 from pipeline.sampling.grouping import group_frames
-from pipeline.scan.chunks import read_all, read_amplitude
-from pipeline.scan.declaration import Declaration
+from pipeline.scan.chunks import chunk_ref, read_all, read_amplitude_ref
+from pipeline.scan.declaration import STACK_KEYS, Declaration
 from pipeline.scan.frames import StackSource, disk_axes
-from pipeline.scan.ingest import IngestPlan, canonical_values, open_frames, plan_ingest
+from pipeline.scan.geometry import to_pixels
+from pipeline.scan.ingest import IngestPlan, canonical_coordinate, canonical_values, open_frames, plan_ingest
 from pipeline.scan.locate import locate
-from pipeline.scan.npz import raw_bytes
-from pipeline.scan.quantity import IDENTITY, amplitude_from_counts
-from pipeline.scan.record import open_record
+from pipeline.scan.npz import open_npz, raw_bytes
+from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
-from pipeline.scan.storing import check_values
+from pipeline.scan.storing import amplitude_blocks
+from pipeline.simulate.forward import extract_patches
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +42,7 @@ _BLOCK_BYTES = 4 << 20
 class BridgeConfig:
     """What a caller of the legacy system configures: frame side N, gridsize, groups, neighbour pool K.
 
-    `declaration` settles what a file leaves open (axes, position origin, ...); its contract is always DATA-001.
+    `declaration` settles what a file leaves open (axes, position origin, ...); DATA-001 is declared by the bridge.
     """
 
     N: int
@@ -67,6 +68,7 @@ class MemmapDatasetBridge:
     ----------
     diffraction : (n, H, W) float32, amplitude, on disk
     xcoords, ycoords : (n,) float64, pixels of the object grid (canonical positions)
+    xcoords_start, ycoords_start : the same for the source's start coordinates, or None
     probe : (mode, H, W) complex64, or None
     object_guess : (y, x) complex64, or None
     label : (n, H, W) complex64, or None
@@ -95,6 +97,8 @@ class MemmapDatasetBridge:
         self.probe: NDArray[np.complex64] | None = arrays.get("probe")
         self.object_guess: NDArray[np.complex64] | None = arrays.get("object")
         self.label: NDArray[np.complex64] | None = arrays.get("label")
+        self.xcoords_start: NDArray[np.float64] | None = arrays.get("start_x")
+        self.ycoords_start: NDArray[np.float64] | None = arrays.get("start_y")
         self.frame_index: NDArray[np.int64] = arrays["frame_index"]
         for note in self.notes:
             _LOG.warning("%s: %s", path, note)
@@ -121,7 +125,9 @@ class MemmapDatasetBridge:
             diffraction (B, N, N, C) float32 · X_full, the same with a mean energy of (N/2)^2 a frame ·
             coords_nn (B, 1, 2, C) float64 [x, y] · coords_offsets (B, 1, 2, 1), their mean ·
             coords_relative (B, 1, 2, C) = -(coords_nn - coords_offsets), which sums to zero over C ·
-            nn_indices (B, C) int64, member 0 the seed · Y (B, N, N, C) complex64 or None · objectGuess.
+            coords_start_nn, _offsets, _relative, None without start coordinates ·
+            nn_indices (B, C) int64, member 0 the seed · objectGuess ·
+            Y (B, N, N, C) complex64: the file's labels, else patches of its object, else None.
 
         Raises
         ------
@@ -130,62 +136,109 @@ class MemmapDatasetBridge:
         """
         if N is not None and N != self.config.N:
             raise ConfigError(f"N = {N}, the bridge was opened with N = {self.config.N}", code="config.frame_size")
+        config = self.config
         grouping = group_frames(
             np.stack([self.ycoords, self.xcoords], axis=1),
             seed=seed,
-            gridsize=gridsize or self.config.gridsize,
-            n_groups=nsamples or self.config.n_groups,
-            neighbors=K or self.config.neighbor_count,
-            allow_oversampling=self.config.allow_oversampling,
+            gridsize=config.gridsize if gridsize is None else gridsize,
+            n_groups=config.n_groups if nsamples is None else nsamples,
+            neighbors=config.neighbor_count if K is None else K,
+            allow_oversampling=config.allow_oversampling,
         )
         for note in grouping.notes:
             _LOG.warning("%s", note)
         members = grouping.members
-        nn = np.stack([self.xcoords[members], self.ycoords[members]], axis=1)[:, np.newaxis]
-        offsets = nn.mean(axis=3, keepdims=True)
-        frames = np.moveaxis(self.diffraction[members], 1, 3)
+        frames = np.ascontiguousarray(np.moveaxis(self.diffraction[members], 1, 3))
         return {
-            "diffraction": np.ascontiguousarray(frames),
-            "X_full": _normalised(frames, self.config.N),
-            "coords_nn": nn,
-            "coords_offsets": offsets,
-            "coords_relative": -(nn - offsets),
+            "diffraction": frames,
+            "X_full": _normalised(frames, config.N),
+            **_grouped_coordinates("coords", self.xcoords, self.ycoords, members),
+            **_grouped_coordinates("coords_start", self.xcoords_start, self.ycoords_start, members),
             "nn_indices": members,
-            "Y": None if self.label is None else np.ascontiguousarray(np.moveaxis(self.label[members], 1, 3)),
+            "Y": self._patches(members),
             "objectGuess": self.object_guess,
         }
 
+    def _patches(self, members: NDArray[np.int64]) -> NDArray[np.complex64] | None:
+        """Object patches of each group, (B, N, N, C): the labels, else cut from the object; None without both."""
+        if self.label is not None:
+            return np.ascontiguousarray(np.moveaxis(self.label[members], 1, 3))
+        if self.object_guess is None:
+            return None
+        positions = np.stack([self.ycoords, self.xcoords], axis=1)
+        side = self.config.N
+        patches = [extract_patches(self.object_guess, positions[column], side) for column in members.T]
+        return np.stack(patches, axis=3)
+
     def _from_npz(self, path: Path) -> dict[str, NDArray[Any]]:
-        said = self.config.declaration
-        plan = plan_ingest(path, replace(said, contract="data-001") if said.quantity is None else said)
+        plan = plan_ingest(path, self._declared(path))
         values = canonical_values(plan)
+        shape = (plan.layout.roles.n_frames, *plan.layout.roles.frame_shape)
+        for axis in ("y", "x"):
+            if f"{axis}coords_start" in plan.npz.members:
+                values[f"start_{axis}"] = canonical_coordinate(plan, f"{axis}coords_start", f"position_{axis}")
         with open_frames(plan, beside=Path(tempfile.gettempdir()) / path.name) as source:
+            rows = max(1, _BLOCK_BYTES // source.frame_bytes)
+            blocks = amplitude_blocks(source, plan.layout.quantity, f"{path}: {source.member.name!r}", rows=rows)
             if _mappable(source, plan):
-                _drain(source, path)
-                values["diffraction"] = np.memmap(
-                    path,
-                    np.float32,
-                    "r",
-                    offset=source.member.offset + len(source.member.header.prefix),
-                    shape=(plan.layout.roles.n_frames, *plan.layout.roles.frame_shape),
-                )
+                for _ in blocks:  # read once for CRC-32 and values: a mapping checks nothing
+                    pass
+                offset = source.member.offset + len(source.member.header.prefix)
+                values["diffraction"] = np.memmap(path, np.float32, "r", offset=offset, shape=shape)
                 return values
             if plan.layout.quantity != "amplitude":
                 self.notes.append(f"{source.member.name!r} holds {plan.layout.quantity}; handing out square roots")
-            shape = (plan.layout.roles.n_frames, *plan.layout.roles.frame_shape)
-            values["diffraction"] = _spilled(shape, _amplitudes(source, plan, path))
+            values["diffraction"] = _spilled(shape, blocks)
         return values
 
+    def _declared(self, path: Path) -> Declaration:
+        """The config's declaration and what the bridge declares: DATA-001, and `diffraction` before `diff3d`."""
+        said = self.config.declaration
+        if said.quantity is None:
+            said = replace(said, contract="data-001")
+        if said.key is None and set(STACK_KEYS) <= set(open_npz(path).members):
+            self.notes.append("both 'diffraction' and 'diff3d' are there; taking 'diffraction'")
+            said = replace(said, key="diffraction")
+        return said
+
     def _from_store(self, path: Path) -> dict[str, NDArray[Any]]:
-        record = open_record(path)
+        record = open_record(path.absolute())
         array = record.arrays["diffraction"]
-        formula = formula_of(record)
-        if array.attrs["quantity"] != "amplitude" and record.attrs["photons_scale"] == 1.0:
-            self.notes.append(f"the store holds {array.attrs['quantity']}; handing out square roots")
+        quantity, formula = array.attrs["quantity"], formula_of(record)
+        if quantity != "amplitude" and record.attrs["photons_scale"] == 1.0:
+            self.notes.append(f"the store holds {quantity}; handing out square roots")
         values = {name: read_all(record, name) for name in record.variables if name != "diffraction"}
-        frames = (read_amplitude(record, i, formula=formula) for i in range(array.layout.n_chunks))
+        values |= _starts_of(record)
+        refs = (chunk_ref(record, "diffraction", i) for i in range(array.layout.n_chunks))
+        frames = (read_amplitude_ref(ref, quantity=quantity, formula=formula) for ref in refs)
         values["diffraction"] = _spilled(array.layout.shape, frames)
         return values
+
+
+def _starts_of(record: StoreRecord) -> dict[str, NDArray[Any]]:
+    """The start coordinates that the store keeps verbatim, as canonical positions."""
+    starts = {}
+    metres = record.attrs["provenance"].get("dialect", {}).get("position_unit") == "metre"
+    for axis, side in zip("yx", record.arrays["diffraction"].layout.shape[1:], strict=True):
+        if f"legacy/{axis}coords_start" in record.arrays:
+            starts[f"start_{axis}"] = to_pixels(
+                read_all(record, f"legacy/{axis}coords_start"),
+                record.attrs["position_origin"],
+                side,
+                record.attrs["pixel_size_m"] if metres else None,
+            )
+    return starts
+
+
+def _grouped_coordinates(
+    name: str, x: NDArray[np.float64] | None, y: NDArray[np.float64] | None, members: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64] | None]:
+    """Coordinates of a group's members, their mean, and the members relative to it, in the legacy sign."""
+    if x is None or y is None:
+        return {f"{name}_nn": None, f"{name}_offsets": None, f"{name}_relative": None}
+    nn = np.stack([x[members], y[members]], axis=1)[:, np.newaxis]
+    offsets = nn.mean(axis=3, keepdims=True)
+    return {f"{name}_nn": nn, f"{name}_offsets": offsets, f"{name}_relative": -(nn - offsets)}
 
 
 def _mappable(source: StackSource, plan: IngestPlan) -> bool:
@@ -196,27 +249,6 @@ def _mappable(source: StackSource, plan: IngestPlan) -> bool:
         and plan.layout.quantity == "amplitude"
         and disk_axes(source.member.header, plan.layout.roles.axes) == "fyx"
     )
-
-
-def _drain(source: StackSource, path: Path) -> None:
-    """Read the stack once for its CRC-32 and values before it is mapped, for a mapping checks nothing."""
-    first = 0
-    for block in source.blocks(max(1, _BLOCK_BYTES // source.frame_bytes)):
-        check_values(block, first, str(path))
-        first += len(block)
-
-
-def _amplitudes(source: StackSource, plan: IngestPlan, path: Path) -> Iterator[Floats]:
-    first = 0
-    for block in source.blocks(max(1, _BLOCK_BYTES // source.frame_bytes)):
-        check_values(block, first, str(path))
-        first += len(block)
-        if block.dtype.kind in "iu":
-            yield amplitude_from_counts(block.astype(np.uint32), IDENTITY)
-        elif plan.layout.quantity == "amplitude":
-            yield block.astype(np.float32)
-        else:
-            yield np.sqrt(block.astype(np.float32))
 
 
 def _spilled(shape: tuple[int, ...], blocks: Iterator[Floats]) -> Floats:

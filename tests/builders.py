@@ -44,7 +44,7 @@ def legacy_members(counts: Array | None = None, *, key: str = "diffraction", **m
         "xcoords": rng.uniform(10, 50, n),
         "ycoords": rng.uniform(10, 50, n),
         "probeGuess": make_probe(height, width)[0],
-        "objectGuess": make_probe(20, 21, seed=3)[0],
+        "objectGuess": make_probe(64, 65, seed=3)[0],
         "scan_index": np.zeros(n, np.int64),
     }
     members |= more

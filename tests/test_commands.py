@@ -63,7 +63,7 @@ def test_catalogs_list_loads_no_torch_zarr_or_xarray(npz: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES.values())
-def test_help_says_what_it_does_and_costs_little(module: str) -> None:
+def test_help_names_the_command(module: str) -> None:
     done = run_command(module, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: python -m " + module)
@@ -140,6 +140,69 @@ def test_the_same_conversion_again_is_unchanged(npz: Path, tmp_path: Path) -> No
     other = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--position-origin", "corner")
     assert other.returncode == 7
     assert tree_bytes(tmp_path) == before
+
+
+def test_a_damaged_store_is_never_called_unchanged(npz: Path, tmp_path: Path) -> None:
+    run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    chunk = tmp_path / "s.zarr" / "diffraction" / "c.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    done = run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    assert done.returncode == 6
+    assert "--overwrite" in done.stderr
+    assert run_command("converters.npz2zarr", npz, tmp_path / "s.zarr", "--overwrite").returncode == 0
+    assert run_command("pipeline.verify", tmp_path / "s.zarr").returncode == 0
+
+
+@pytest.mark.parametrize("target", ["scan.npz", "x.npz", "x.zar"])
+def test_a_target_that_is_the_source_or_no_store_name_is_refused(npz: Path, target: str) -> None:
+    before = tree_bytes(npz.parent)
+    done = run_command("converters.npz2zarr", npz, npz.parent / target, "--overwrite")
+    assert done.returncode == 2
+    assert tree_bytes(npz.parent) == before
+
+
+def test_converters_that_race_for_one_target_all_succeed(npz: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "converters.npz2zarr", str(npz), str(tmp_path / "s.zarr")]
+    racing = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) for _ in range(4)]
+    assert [process.wait(timeout=60) for process in racing] == [0, 0, 0, 0]
+    assert run_command("pipeline.verify", tmp_path / "s.zarr").returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "scan.npz"]
+
+
+def test_restoring_again_is_unchanged_and_something_else_is_kept(npz: Path, tmp_path: Path) -> None:
+    run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    restore = ("converters.zarr2npz", tmp_path / "s.zarr")
+    assert "is now" in run_command(*restore, tmp_path / "back.npz").stdout
+    assert "is already" in run_command(*restore, tmp_path / "back.npz").stdout
+    (tmp_path / "other.npz").write_bytes(b"mine")
+    assert run_command(*restore, tmp_path / "other.npz").returncode == 7
+    assert (tmp_path / "other.npz").read_bytes() == b"mine"
+    (tmp_path / "folder").mkdir()
+    assert run_command(*restore, tmp_path / "folder").returncode == 0
+    assert read_members(tmp_path / "folder" / "s.npz") == read_members(npz)
+
+
+def test_a_damaged_store_is_not_ok_in_json_either(npz: Path, tmp_path: Path) -> None:
+    run_command("converters.npz2zarr", npz, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "more").write_text("")
+    told = json.loads(run_command("pipeline.verify", tmp_path / "s.zarr", "--json").stdout)
+    assert (told["ok"], told["error"]["exit"]) == (False, 6)
+    assert told["data"]["damages"][0]["path"] == "more"
+
+
+def test_inspect_tells_of_every_file_and_exits_with_the_worst(npz: Path, tmp_path: Path) -> None:
+    done = run_command("converters.inspect", npz, tmp_path / "none.npz")
+    assert done.returncode == 5
+    assert "convertible" in done.stdout
+    assert "no such file" in done.stdout
+
+
+def test_options_of_an_npz_are_refused_for_a_store(tmp_path: Path) -> None:
+    done = run_command("pipeline.simulate", "--output", tmp_path / "s.zarr", "--axes", "yxf")
+    assert done.returncode == 2
+    assert "--axes" in done.stderr
+    assert run_command("pipeline.simulate", "--recipe", "list").returncode == 0
+    assert run_command("pipeline.simulate", "--recipe", "demo").returncode == 2
 
 
 def test_verify_names_what_is_damaged_and_exits_six(npz: Path, tmp_path: Path) -> None:

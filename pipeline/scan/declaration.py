@@ -69,6 +69,8 @@ def declared_for(path: Path, options: Declaration) -> Declaration:
     """
     beside = path.with_suffix(".toml")
     table = _typed(beside, read_toml(beside, known=[f.name for f in fields(Declaration)])) if beside.is_file() else {}
+    if options.quantity is not None or options.contract is not None:  # one question, so the option answers all of it
+        table = {name: value for name, value in table.items() if name not in ("quantity", "contract")}
     said = Declaration(**{**table, **options.given()})  # type: ignore[arg-type]  # names and types are checked
     if said.positions == "metre" and said.pixel_size_m is None:
         raise ConfigError(
@@ -87,5 +89,5 @@ def _typed(path: Path, table: Mapping[str, object]) -> Mapping[str, object]:
     for name, value in table.items():
         wanted: type | tuple[type, ...] = (int, float) if name == "pixel_size_m" else str
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ConfigError(f"{path}: {name} is of another type than expected", code="config.type")
+            raise ConfigError(f"{path}: {name} is {value!r:.40}", code="config.type")
     return table

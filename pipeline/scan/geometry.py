@@ -28,6 +28,15 @@ def origin_offset(origin: str, frame_side: int) -> float:
     return {"n/2": 0.0, "n/2-0.5": frame_side // 2 - middle, "corner": float(frame_side // 2)}[origin]
 
 
+def to_pixels(values: NDArray[Any], origin: str, frame_side: int, pixel_size_m: float | None) -> Doubles:
+    """Source coordinates as canonical positions: float64 pixels; `pixel_size_m` where they are metres, else None."""
+    pixels = values.astype(np.float64)
+    if pixel_size_m is not None:
+        pixels = pixels / pixel_size_m
+    offset = origin_offset(origin, frame_side)
+    return pixels + offset if offset else pixels
+
+
 def spread(y: Doubles, x: Doubles) -> float:
     """The larger extent of the coordinates along y and x, in their own unit."""
     return float(max(np.ptp(y), np.ptp(x))) if y.size else 0.0

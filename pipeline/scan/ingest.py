@@ -17,7 +17,7 @@ from pipeline.scan import embedded
 from pipeline.scan import npz as npz_file
 from pipeline.scan.declaration import Declaration, declared_for
 from pipeline.scan.frames import StackSource
-from pipeline.scan.geometry import origin_offset, zero_frequency_is_central
+from pipeline.scan.geometry import to_pixels, zero_frequency_is_central
 from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
 from pipeline.scan.npz import Member, MemberReader, Npz, disk_blocks
 from pipeline.scan.provenance import KeptMember, root_attributes_of
@@ -26,7 +26,7 @@ from pipeline.scan.record import StoreRecord
 from pipeline.scan.schema import SCAN_SCHEMA
 from pipeline.scan.staging import refuse_target, staged_folder
 from pipeline.scan.store import StoreWriter, refuse_foreign, spec_of, variable_attrs
-from pipeline.scan.storing import StoredStack, as_float32, check_frames, check_values, store_frames
+from pipeline.scan.storing import StoredStack, as_float32, check_frames, check_values, refuse_no_counts, store_frames
 
 SAMPLE_BYTES: Final = 4 << 20
 _MAX_TEXT_BYTES: Final = 16 << 20
@@ -82,10 +82,11 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
     with _frames(npz, roles, roles.stack, beside=path) as source:
         sample = source.head(SAMPLE_BYTES)
     check_values(sample, 0, f"{path}: {roles.stack!r}")
-    facts = replace(facts, centred=zero_frequency_is_central(sample))
+    facts = replace(facts, centred=zero_frequency_is_central(sample), probe_finite=_probe_is_finite(npz, roles))
     if sample.dtype.kind == "f":
         facts = replace(facts, sample=sqrt_evidence(as_float32(sample)))
     layout = interpret(roles, npz.members, facts, declaration, where=str(path))
+    refuse_no_counts(sample, layout.quantity, f"{path}: {roles.stack!r}")
     return IngestPlan(npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original)
 
 
@@ -106,6 +107,12 @@ def canonical_values(plan: IngestPlan) -> dict[str, Array]:
     return values
 
 
+def canonical_coordinate(plan: IngestPlan, member: str, variable: str) -> Array:
+    """Another member's coordinates as canonical positions along the axis of `variable`: (n,) float64 pixels."""
+    values, _ = npz_file.read_array(plan.npz, plan.npz.members[member])
+    return _canonical(values, plan.layout, variable)
+
+
 def _frames(npz: Npz, roles: Roles, name: str, *, beside: Path) -> StackSource:
     axes = roles.axes if name == roles.stack else "fyx"
     return StackSource(npz, npz.members[name], axes=axes, shape=(roles.n_frames, *roles.frame_shape), beside=beside)
@@ -114,6 +121,15 @@ def _frames(npz: Npz, roles: Roles, name: str, *, beside: Path) -> StackSource:
 def _coordinate(npz: Npz, key: str) -> NDArray[np.float64]:
     values, _ = npz_file.read_array(npz, npz.members[key])
     return values.astype(np.float64)
+
+
+def _probe_is_finite(npz: Npz, roles: Roles) -> bool:
+    if "probe" not in roles.kind:
+        return True
+    member = npz.members[roles.kind["probe"]]
+    lying = member.header.disk_shape
+    with MemberReader(npz, member) as reader:
+        return all(np.isfinite(block).all() for block in disk_blocks(reader, lying, member.header.dtype, 1))
 
 
 def _metadata_text(npz: Npz, name: str | None) -> str | None:
@@ -286,18 +302,10 @@ def _canonical_shape(shape: tuple[int, ...], layout: LegacyLayout, variable: str
 def _canonical(values: Array, layout: LegacyLayout, variable: str) -> Array:
     """Values as their variable has them: positions in pixels, good pixels instead of bad ones, complex64."""
     if variable in ("position_y", "position_x"):
-        return _pixels(values, layout, variable)
+        side = layout.roles.frame_shape[0 if variable == "position_y" else 1]
+        metre = layout.pixel_size_m if layout.position_unit == "metre" else None
+        return to_pixels(values, layout.position_origin, side, metre)
     return np.asarray(values == 0) if variable == "valid" else values.astype(np.complex64)
-
-
-def _pixels(values: Array, layout: LegacyLayout, variable: str) -> NDArray[np.float64]:
-    frame_side = layout.roles.frame_shape[0 if variable == "position_y" else 1]
-    pixels = values.astype(np.float64)
-    if layout.position_unit == "metre":
-        assert layout.pixel_size_m is not None
-        pixels = pixels / layout.pixel_size_m
-    offset = origin_offset(layout.position_origin, frame_side)
-    return pixels + offset if offset else pixels
 
 
 def _store_verbatim(writer: StoreWriter, npz: Npz, member: Member) -> KeptMember:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.scan.declaration import STACK_KEYS, Declaration
-from pipeline.scan.geometry import PIXEL_SPREAD, spread
+from pipeline.scan.geometry import PIXEL_SPREAD, origin_offset, spread
 from pipeline.scan.npz import Member, NpyHeader
 from pipeline.scan.quantity import NO_EVIDENCE, SqrtEvidence
 
@@ -25,8 +25,14 @@ PROBE_KEYS: Final = ("probeGuess", "probe")
 OBJECT_KEYS: Final = ("objectGuess", "object")
 LABEL_KEYS: Final = ("label", "Y", "ground_truth_patches")
 METADATA_KEYS: Final = ("_metadata", "metadata")
+_OPTIONAL: Final = (
+    ("probe", "probe", PROBE_KEYS), ("object", "object", OBJECT_KEYS), ("label", "label", LABEL_KEYS),
+    ("mask of bad pixels", "valid", ("bad_pixels",)),
+)  # fmt: skip
 MAX_FRAME_BYTES: Final = 256 << 20
 """Blocks are whole frames, so this bounds memory; a 16-megapixel frame of float64 has half of it."""
+UNTOLD_ORIGIN: Final = "n/2 (the default; no file tells)"
+_MARGIN: Final = 1.0
 DOMAINS: Final = {"count_intensity": "counts", "normalized_amplitude": "amplitude"}
 
 
@@ -55,6 +61,11 @@ class Roles:
     metadata: str | None
     evidence: tuple[str, ...]
 
+    def without(self, variable: str) -> Roles:
+        """The same roles, with the member of `variable` kept in legacy/ only."""
+        kept = (replace(p, variable=None) if p.variable == variable else p for p in self.placements)
+        return replace(self, placements=tuple(kept))
+
     @property
     def kind(self) -> Mapping[str, str]:
         """Variable name -> member name."""
@@ -65,7 +76,8 @@ class Roles:
 class Facts:
     """What was read to decide: coordinates (n,), the metadata's JSON, and what a bounded sample of frames shows.
 
-    `sample` says whether floats are roots of counts, `centred` whether zero frequency lies in the middle.
+    `sample` says whether floats are roots of counts, `centred` whether zero frequency lies in the middle,
+    `probe_finite` whether the probe is made of numbers.
     """
 
     x: NDArray[np.float64]
@@ -73,6 +85,7 @@ class Facts:
     metadata: Mapping[str, object] | None
     sample: SqrtEvidence = NO_EVIDENCE
     centred: bool = True
+    probe_finite: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,15 +306,20 @@ def interpret(
     quantity, quantity_evidence = _quantity(members[roles.stack], facts, declaration, where)
     warnings = [
         f"{key!r} {members[key].describe()} is no {what} that fits frames of {roles.frame_shape}; kept in legacy/"
-        for what, keys in (("probe", PROBE_KEYS), ("label", LABEL_KEYS))
+        for what, variable, keys in _OPTIONAL
         for key in keys
-        if key in members and key not in roles.kind.values() and what not in roles.kind
+        if key in members and key not in roles.kind.values() and variable not in roles.kind
     ]
+    if not facts.probe_finite:
+        warnings.append("the probe holds NaN or infinite values; it is kept in legacy/ only")
+    warnings += _outside(roles, members, facts, unit, origin)
     if not facts.centred:
         warnings.append(
             f"{roles.stack!r}: the frames' corners are far brighter than their middle; zero frequency belongs at "
             f"[H//2, W//2] and the converter does not move it (numpy.fft.fftshift over y and x does)"
         )
+    if not facts.probe_finite:
+        roles = roles.without("probe")
     return LegacyLayout(
         roles=roles,
         quantity=quantity,
@@ -315,10 +333,27 @@ def interpret(
             "axes": roles.evidence[1],
             "quantity": quantity_evidence,
             "positions": unit_evidence,
-            "position_origin": f"{origin} ({'declared' if declaration.position_origin else 'the default'})",
+            "position_origin": f"{origin} (declared)" if declaration.position_origin else UNTOLD_ORIGIN,
         },
         warnings=tuple(warnings),
     )
+
+
+def _outside(roles: Roles, members: Mapping[str, Member], facts: Facts, unit: str, origin: str) -> Sequence[str]:
+    """A warning where windows reach beyond the object: another origin, unit or pairing is likely."""
+    if "object" not in roles.kind or unit != "pixel":
+        return []
+    outside = np.zeros(facts.y.shape, bool)
+    shape = members[roles.kind["object"]].header.shape
+    for values, side, extent in zip((facts.y, facts.x), roles.frame_shape, shape, strict=True):
+        first = values + origin_offset(origin, side) - side // 2
+        outside |= (first < -_MARGIN) | (first + side > extent + _MARGIN)
+    if not outside.any():
+        return []
+    return [
+        f"{np.count_nonzero(outside)} of {outside.size} frames see more than {_MARGIN:g} pixel beyond the object "
+        f"{shape}; are positions and --position-origin {origin} right?"
+    ]
 
 
 def _position_unit(facts: Facts, declaration: Declaration, where: str) -> tuple[str, str]:

@@ -97,10 +97,10 @@ class SqrtEvidence:
     def describe(self) -> str:
         """One line for people."""
         if self.scale is None:
-            return "values are not sqrt(k)/s for integer k"
-        share = f"{100 * self.non_square_share:.1f} % of the non-zero pixels have a k that is no square"
-        twos = "k = 2 and 3 occur" if self.has_two_and_three else "k = 2 and 3 do not both occur"
-        return f"values are sqrt(k)/s with s = {self.scale:.9g}; {share}; {twos}"
+            return "not sqrt(k)/s with whole k"
+        twos = "" if self.has_two_and_three else ", but not both of k = 2 and 3 occur"
+        share = f"{100 * self.non_square_share:.0f} % of the non-zero k are no squares"
+        return f"sqrt(k)/s with whole k, s = {self.scale:.8g}; {share}{twos}"
 
 
 NO_EVIDENCE: Final = SqrtEvidence(scale=None, non_square_share=0.0, has_two_and_three=False)

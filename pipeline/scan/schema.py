@@ -118,6 +118,7 @@ RULES: Final = {
     "probe.frame_size": "the probe is as large as a frame",
     "attribute.required": "every root attribute is there; unknown is null",
     "attribute.format": f"ptychozarr_format is {FORMAT}",
+    "attribute.counts": "where counts are stored, amplitude_formula and photons_scale say how amplitude follows",
     "attribute.amplitude": "amplitude_formula is a known formula and photons_scale is positive, or both are null",
     "attribute.photons": "photons_per_frame has measured and declared, each a positive number or null",
     "attribute.length": "pixel_size_m, wavelength_m, energy_eV, detector_distance_m are positive or null",
@@ -206,6 +207,8 @@ def _of_quantity(ds: xr.Dataset) -> Iterator[Violation]:
     if quantity not in QUANTITY_FORMS:
         yield Violation("diffraction.quantity", f"quantity is {quantity!r}")
         return
+    if quantity == "counts" and ds.attrs.get("amplitude_formula") is None:
+        yield Violation("attribute.counts", "amplitude_formula is null")
     dtypes, units = QUANTITY_FORMS[quantity]
     if array.dtype.name not in dtypes or array.attrs.get("units") not in units:
         yield Violation(

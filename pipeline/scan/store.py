@@ -26,7 +26,7 @@ from pipeline.errors import IntegrityError, SchemaError, TargetExistsError
 from pipeline.scan import codec
 from pipeline.scan import manifest as mf
 from pipeline.scan.aside import beside
-from pipeline.scan.chunks import check_side_arrays, read_amplitude, read_chunk
+from pipeline.scan.chunks import ChunkRef, check_side_arrays, chunk_ref, read_amplitude_ref, read_chunk, read_ref
 from pipeline.scan.layout import ChunkLayout, plan_chunks
 from pipeline.scan.npz import crc32, raw_bytes
 from pipeline.scan.quantity import AmplitudeFormula
@@ -214,9 +214,9 @@ def refuse_foreign(target: Path) -> None:
     ------
     TargetExistsError
     """
-    if not target.exists():
+    if not target.exists() and not target.is_symlink():
         return
-    if not (target.is_dir() and is_store(target)):
+    if target.is_symlink() or not (target.is_dir() and is_store(target)):
         raise TargetExistsError(
             f"{target}: is no store, so it is not overwritten", code="target.foreign", hint="another name"
         )
@@ -259,12 +259,18 @@ def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> 
             )
             writer.add(spec, _computed_blocks(spec, variable))
         attrs = {str(name): value for name, value in ds.attrs.items()}
+        attrs["provenance"] = _as_derived(attrs["provenance"])
         if writer.counts_total is not None:
             measured = writer.counts_total / ds.sizes["frame"]
             attrs["photons_per_frame"] = {**attrs["photons_per_frame"], "measured": measured}
         record = writer.finish(attrs)
         writer.check(record)
     return record.store_sha256
+
+
+def _as_derived(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Provenance of a dataset that was opened and is written anew: the source's members are not in it any more."""
+    return {"derived_from": provenance} if "members" in provenance else provenance
 
 
 def _trial_chain(name: str, variable: xr.Variable) -> codec.Chain | None:
@@ -279,6 +285,8 @@ def _computed_blocks(spec: ArraySpec, variable: xr.Variable) -> Iterable[NDArray
         block = np.asarray(variable[start:stop])
         if spec.name == "diffraction" and not (np.isfinite(block).all() and (block >= 0).all()):
             raise SchemaError(f"frames {start}-{stop - 1} hold negative or non-finite values", code="scan.values")
+        if spec.name in ("position_y", "position_x") and not np.isfinite(block).all():
+            raise SchemaError(f"{spec.name} holds values that are not finite", code="scan.values")
         yield block
 
 
@@ -301,7 +309,8 @@ def open_scan(path: Path | str) -> xr.Dataset:
     """
     record = _opened(path)
     array = record.arrays["diffraction"]
-    frames = _lazy(record, array, functools.partial(read_amplitude, record, formula=formula_of(record)), np.float32)
+    read = functools.partial(read_amplitude_ref, quantity=array.attrs["quantity"], formula=formula_of(record))
+    frames = _lazy(record, array, read, np.float32)
     attrs = {
         **array.attrs,
         "quantity": "amplitude",
@@ -312,7 +321,7 @@ def open_scan(path: Path | str) -> xr.Dataset:
 
 
 def _opened(path: Path | str) -> StoreRecord:
-    record = open_record(Path(path))
+    record = open_record(Path(path).absolute())
     check_side_arrays(record)
     return record
 
@@ -321,7 +330,7 @@ def _dataset(record: StoreRecord, *, diffraction: xr.Variable | None) -> xr.Data
     variables = {
         name: (
             array.dims,
-            _lazy(record, array, functools.partial(read_chunk, record, name), array.dtype),
+            _lazy(record, array, read_ref, array.dtype),
             dict(array.attrs),
         )
         for name, array in record.variables.items()
@@ -339,11 +348,12 @@ def formula_of(record: StoreRecord) -> AmplitudeFormula | None:
 
 
 def _lazy(
-    record: StoreRecord, array: ArrayRecord, read: Callable[[int], NDArray[Any]], dtype: npt.DTypeLike
+    record: StoreRecord, array: ArrayRecord, read: Callable[[ChunkRef], NDArray[Any]], dtype: npt.DTypeLike
 ) -> da.Array:
-    """A dask array of one task per chunk; `read` gives the rows of a chunk."""
+    """A dask array of one task per chunk, which holds what that chunk needs and no more."""
     shape, n_chunks = array.layout.shape, array.layout.n_chunks
     token = f"{array.name}-{np.dtype(dtype).name}-{record.store_sha256}"
     rows = tuple(stop - start for start, stop in map(array.layout.rows, range(n_chunks)))
-    graph = {(token, i, *(0 for _ in shape[1:])): (read, i) for i in range(n_chunks)}
-    return da.Array(graph, token, (rows, *((n,) for n in shape[1:])), dtype=dtype)  # type: ignore[no-untyped-call]  # dask has no types
+    graph = {(token, i, *(0 for _ in shape[1:])): (read, chunk_ref(record, array.name, i)) for i in range(n_chunks)}
+    chunks = (rows, *((n,) for n in shape[1:]))
+    return da.Array(graph, token, chunks, dtype=dtype)  # type: ignore[no-untyped-call]  # dask has no types

@@ -116,9 +116,9 @@ def store_frames(
 
 
 def _way_out(quantity: str, dtype: np.dtype[Any]) -> str | None:
-    return (
-        "--quantity intensity keeps values that are no integers" if quantity == "counts" and dtype.kind == "f" else None
-    )
+    if quantity == "counts" and dtype.kind == "f":
+        return "--quantity intensity keeps values that are no integers"
+    return None
 
 
 def _forms(quantity: str, scale: float | None) -> Iterator[_Form]:
@@ -126,13 +126,49 @@ def _forms(quantity: str, scale: float | None) -> Iterator[_Form]:
         for dtype in (np.uint16, np.uint32):
             yield _Form(quantity="counts", dtype=np.dtype(dtype), store=_as_counts(np.dtype(dtype)))
         return
-    if scale is not None:
+    if quantity == "amplitude" and scale is not None:
         for dtype in (np.uint16, np.uint32):
             lattice = CountLattice(scale)
             yield _Form(
                 quantity="counts", dtype=np.dtype(dtype), lattice=lattice, store=_as_lattice(np.dtype(dtype), lattice)
             )
     yield _Form(quantity=quantity, dtype=np.dtype(np.float32), store=_as_float32)
+
+
+def refuse_no_counts(sample: Block, quantity: str, where: str) -> None:
+    """Refuse a sample (k, y, x) that is said to be counts and is none, or none that 32 bits hold.
+
+    Raises
+    ------
+    SourceError
+        Names the value; the hint, where there is one, the option that keeps it.
+    """
+    if quantity != "counts":
+        return
+    try:
+        _as_counts(np.dtype(np.uint32))(sample, _Tally())
+    except _DoesNotFitError as reason:
+        hint = _way_out(quantity, sample.dtype)
+        raise SourceError(f"{where}: {reason}", code="npz.bad_value", hint=hint) from None
+
+
+def amplitude_blocks(source: StackSource, quantity: str, where: str, *, rows: int) -> Iterator[NDArray[np.float32]]:
+    """Checked blocks of `rows` frames as float32 amplitude, whatever the source holds: (k, y, x).
+
+    Raises
+    ------
+    SourceError
+        See `check_values` and `refuse_no_counts`.
+    """
+    first = 0
+    for block in source.blocks(rows):
+        check_values(block, first, where)
+        refuse_no_counts(block, quantity, where)
+        if quantity == "counts":
+            yield amplitude_from_counts(block.astype(np.uint32), IDENTITY)
+        else:
+            yield as_float32(block) if quantity == "amplitude" else np.sqrt(as_float32(block))
+        first += len(block)
 
 
 def _units(quantity: str) -> str:
@@ -182,7 +218,7 @@ def _as_counts(dtype: np.dtype[Any]) -> Callable[[Block, _Tally], Block]:
         counts: Block = block.astype(dtype, copy=False)
         if block.dtype.kind == "f" and not _same_bits(counts.astype(block.dtype), block):
             at = np.unravel_index(np.argmax(counts != block), block.shape)
-            raise _DoesNotFitError(f"{block[at]} is not a whole count that gives back its bits")
+            raise _DoesNotFitError(f"{block[at]} is no whole count")
         return counts
 
     return store
@@ -219,11 +255,12 @@ def _same_bits(one: Block, two: Block) -> bool:
 
 
 def check_values(block: Block, first_frame: int, where: str) -> None:
-    """Refuse NaN, infinite and negative values and those beyond float32, naming the first frame and pixel; (k, y, x).
+    """Refuse NaN, infinite and negative values and those beyond float32; (k, y, x).
 
     Raises
     ------
     SourceError
+        Names the first such frame and pixel.
     """
     largest = np.finfo(np.float32).max
     if block.dtype.kind == "u" or (block.min() >= 0 and block.max() <= largest):

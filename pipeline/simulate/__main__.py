@@ -8,13 +8,12 @@ import click
 
 from pipeline.cli import Outcome, command
 
+_NPZ_OPTIONS = ("key", "axes", "quantity", "dtype", "probe_axes", "complex_dtype", "stored")
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "float32", "float64")
 
 
 @command("ptychozarr.simulate/1")
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="NAME.zarr for a store, NAME.npz for a legacy file"
-)
+@click.option("--output", type=click.Path(path_type=Path), help="NAME.zarr for a store, NAME.npz for a legacy file")
 @click.option("--recipe", "recipe_name", default="mix", show_default=True, help="which simulation; `list` lists them")
 @click.option("--like", type=click.Path(path_type=Path), help="take probe and positions from this store or NPZ")
 @click.option("--seed", default=0, show_default=True, help="of object, positions and photons")
@@ -56,7 +55,7 @@ _DTYPES = ("uint8", "uint16", "uint32", "int32", "float32", "float64")
 @click.option("--stored", is_flag=True, help="NPZ: members stored, not deflated")
 def main(
     *,
-    output: Path,
+    output: Path | None,
     recipe_name: str,
     like: Path | None,
     seed: int,
@@ -86,8 +85,11 @@ def main(
             data={r.name: r.about for r in RECIPES.values()},
             text="\n".join(f"{r.name:<24} {r.about}" for r in RECIPES.values()),
         )
-    if output.suffix not in (".zarr", ".npz"):
-        raise ConfigError(f"{output}: expected NAME.zarr or NAME.npz", code="simulate.output")
+    if output is None or output.suffix not in (".zarr", ".npz"):
+        raise ConfigError(f"{output or 'no --output'}: expected --output NAME.zarr or NAME.npz", code="simulate.output")
+    spelled = _spelled_options()
+    if output.suffix == ".zarr" and spelled:
+        raise ConfigError(f"{', '.join(spelled)}: only an NPZ has these, {output} is a store", code="simulate.output")
     simulation = plan_simulation(recipe_named(recipe_name), seed=seed, photons_per_frame=photons_per_frame, like=like)
     n, side, _ = simulation.shape
     data = {
@@ -120,6 +122,13 @@ def main(
         text=f"{what} ({status})\nstore_sha256 {sha256}",
         warnings=notes if status == "kept" else (),
     )
+
+
+def _spelled_options() -> list[str]:
+    """The NPZ options that were given on the command line."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    return [f"--{name.replace('_', '-')}" for name in _NPZ_OPTIONS if context.get_parameter_source(name) == given]
 
 
 if __name__ == "__main__":

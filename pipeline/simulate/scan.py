@@ -94,7 +94,7 @@ def plan_simulation(
     ConfigError
         The dose is not positive, or the peak exceeds 32 bits.
     SourceError
-        `like` has no probe.
+        `like` has no probe, frames that are not square, or negative positions.
     """
     photons = photons_per_frame if photons_per_frame is not None else recipe.photons_per_frame
     stream = recipe.stream_seed(seed)
@@ -166,7 +166,13 @@ def _geometry_of(source: Path) -> Geometry:
         taken_from = f"npz {sha256_file(path)}"
     if "probe" not in values:
         raise SourceError(f"{path}: has no probe to take", code="simulate.no_probe")
+    if values["probe"].shape[1] != values["probe"].shape[2]:
+        raise SourceError(
+            f"{path}: frames of {values['probe'].shape[1:]}; only square ones are simulated", code="simulate.not_square"
+        )
     positions = np.stack([values["position_y"], values["position_x"]], axis=1)
+    if positions.min() < 0:
+        raise SourceError(f"{path}: has positions below 0, which lie outside any object", code="simulate.positions")
     if "object" in values:
         shape = values["object"].shape
     else:

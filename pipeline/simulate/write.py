@@ -49,8 +49,7 @@ class Dialect:
     deflated: bool = True
 
     def __post_init__(self) -> None:
-        whole = np.dtype(self.dtype).kind in "iu"
-        if whole != (self.quantity == "counts") and not (self.quantity == "counts" and not whole):
+        if np.dtype(self.dtype).kind in "iu" and self.quantity != "counts":
             raise ConfigError(
                 f"{self.quantity} cannot be held as {self.dtype}",
                 code="simulate.dialect",

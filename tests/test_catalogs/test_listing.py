@@ -11,7 +11,7 @@ from catalogs.entry import entry_of
 from catalogs.index import find_stores, list_entries
 from catalogs.page import page, page_data
 from catalogs.table import table
-from pipeline.errors import NotFoundError
+from pipeline.errors import NotFoundError, SourceError
 from pipeline.scan.store import write_scan
 from tests.builders import make_scan
 from tests.guards import run_command
@@ -70,7 +70,13 @@ def test_a_foreign_zarr_folder_is_a_row_too(tmp_path: Path) -> None:
 def test_the_command_exits_three_where_a_store_is_broken(folder: Path) -> None:
     assert run_command("catalogs", "list", folder).returncode == 3
     assert run_command("catalogs", "list", folder / "a.zarr").returncode == 0
-    assert "14 rules pass" in run_command("catalogs", "show", folder / "a.zarr").stdout
+    assert "15 rules pass" in run_command("catalogs", "show", folder / "a.zarr").stdout
+
+
+def test_a_file_is_no_folder_of_stores(tmp_path: Path) -> None:
+    (tmp_path / "back.npz").write_bytes(b"")
+    with pytest.raises(SourceError):
+        find_stores([tmp_path / "back.npz"])
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:

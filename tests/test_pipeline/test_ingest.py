@@ -214,6 +214,15 @@ def test_intensity_is_kept_and_handed_out_as_its_root(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_scan(npz.with_suffix(".zarr"))["diffraction"].values, np.sqrt(intensity))
 
 
+@pytest.mark.parametrize("quantity", ["intensity", "amplitude"])
+def test_roots_of_counts_may_be_declared_to_be_anything(quantity: str, tmp_path: Path) -> None:
+    roots = np.sqrt(make_counts(), dtype=np.float32)
+    npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(roots))
+    done = convert(npz, quantity=quantity)
+    assert done.stack.quantity == ("counts" if quantity == "amplitude" else "intensity")
+    assert restored(npz) == read_members(npz)
+
+
 def test_a_float64_stack_can_be_dropped_and_is_then_named(tmp_path: Path) -> None:
     stack = np.random.default_rng(0).random((5, 8, 8))
     npz = write_legacy_npz(tmp_path / "scan.npz", legacy_members(stack))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,3 +85,53 @@ def test_spooling_asks_for_space_before_it_writes(tmp_path: Path, monkeypatch: p
         pass
     assert failure.value.exit_code == 8
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
+@pytest.mark.parametrize("staged", [staged_folder, staged_file])
+def test_overwriting_replaces_the_old_content_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool, staged: Callable[..., Any]
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("pipeline.scan.staging._rename", lambda source, target, flags: False)
+
+    def write(text: str, *, overwrite: bool) -> None:
+        with staged(tmp_path / "t", overwrite=overwrite) as stage:
+            (stage / "a" if staged is staged_folder else stage).write_text(text)
+
+    write("old", overwrite=False)
+    with pytest.raises(TargetExistsError):
+        write("new", overwrite=False)
+    write("new", overwrite=True)
+    assert list(tree_bytes(tmp_path).values()) == [b"new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_an_interrupt_while_swapping_leaves_the_old_or_the_new_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.scan import staging
+
+    real = staging._rename
+
+    def interrupted(source: Path, target: Path, flags: int) -> bool:
+        done = real(source, target, flags)
+        if flags == staging._EXCHANGE:
+            raise KeyboardInterrupt
+        return done
+
+    with staged_folder(tmp_path / "t") as stage:
+        (stage / "a").write_text("old")
+    monkeypatch.setattr(staging, "_rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "t", overwrite=True) as stage:
+        (stage / "a").write_text("new")
+    assert tree_bytes(tmp_path) == {"t/a": b"new"}
+
+
+def test_a_link_and_a_thing_of_another_kind_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    for name in ("folder", "link"):
+        with pytest.raises(TargetExistsError), staged_file(tmp_path / name, overwrite=True) as stage:
+            stage.write_text("1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.restore import restore
 from pipeline.errors import IntegrityError, NotFoundError, PipelineError, SchemaError, SourceError, TargetExistsError
 from pipeline.scan.audit import audit_store
 from pipeline.scan.declaration import Declaration
@@ -138,6 +140,66 @@ def test_nothing_there_and_something_foreign_are_told_apart(tmp_path: Path) -> N
         open_scan(tmp_path / "none.zarr")
     with pytest.raises(SourceError):
         open_scan(tmp_path)
+
+
+def test_only_a_store_is_overwritten(tmp_path: Path) -> None:
+    for name in ("notes.zarr", "mixed.zarr"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("keep me")
+    write_scan(make_scan(), tmp_path / "whole.zarr")
+    for path in (tmp_path / "whole.zarr").iterdir():
+        path.rename(tmp_path / "mixed.zarr" / path.name)
+    (tmp_path / "file.zarr").write_text("keep me")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "mixed.zarr")
+    for name in ("notes.zarr", "mixed.zarr", "file.zarr", "link.zarr"):
+        with pytest.raises(TargetExistsError):
+            write_scan(make_scan(), tmp_path / name, overwrite=True)
+    assert (tmp_path / "mixed.zarr" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_scan_written_anew_does_not_claim_the_members_of_its_source(whole: Path, tmp_path: Path) -> None:
+    write_scan(open_stored(whole).isel(frame=slice(0, 10)), tmp_path / "part.zarr")
+    part = open_stored(tmp_path / "part.zarr")
+    assert part.attrs["provenance"]["derived_from"]["source"]["name"] == "scan.npz"
+    report = restore(tmp_path / "part.zarr", tmp_path / "part.npz")
+    assert not report.from_source
+    with np.load(tmp_path / "part.npz") as npz:
+        np.testing.assert_array_equal(npz["diffraction"], part["diffraction"].values)
+
+
+def test_counts_without_a_formula_are_no_scan(tmp_path: Path) -> None:
+    scan = make_scan()
+    scan.attrs["amplitude_formula"] = scan.attrs["photons_scale"] = None
+    with pytest.raises(SchemaError, match=r"attribute\.counts"):
+        write_scan(scan, tmp_path / "s.zarr")
+
+
+def test_positions_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    scan = make_scan()
+    scan["position_x"].values[1] = np.nan
+    with pytest.raises(SchemaError, match="position_x"):
+        write_scan(scan, tmp_path / "s.zarr")
+
+
+def test_a_scan_opened_by_a_relative_path_survives_a_change_of_folder(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole.parent)
+    scan = open_scan(whole.name)
+    monkeypatch.chdir(tmp_path)
+    scan.load(scheduler="synchronous")
+
+
+def test_a_task_carries_its_own_chunk_and_no_manifest(whole: Path) -> None:
+    frames = open_scan(whole)["diffraction"].data
+    assert max(len(pickle.dumps(task)) for task in dict(frames.dask).values()) < 2500
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_every_scheduler_reads_the_same(whole: Path, scheduler: str) -> None:
+    scan = open_scan(whole)["diffraction"]
+    expected = scan.compute(scheduler="synchronous")
+    xr.testing.assert_identical(pickle.loads(pickle.dumps(scan)).compute(scheduler=scheduler), expected)
 
 
 # --- damage ---------------------------------------------------------------------------------------------------

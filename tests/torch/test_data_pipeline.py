@@ -91,6 +91,51 @@ def test_memmap_bridge_leaves_no_cache_file(tmp_path: Path, deflated: bool, monk
     assert [p.name for p in tmp_path.iterdir()] == ["legacy.npz"]
 
 
+def test_memmap_start_coordinates_are_grouped_like_the_others_from_file_and_store(tmp_path: Path) -> None:
+    members = amplitude_members()
+    members |= {"xcoords_start": members["xcoords"] + 1, "ycoords_start": members["ycoords"] - 1}
+    npz = write_legacy_npz(tmp_path / "legacy.npz", members)
+    said = Declaration(contract="data-001", position_origin="corner")
+    ingest(plan_ingest(npz, said), tmp_path / "scan.zarr")
+    config = BridgeConfig(N=64, gridsize=2, declaration=said)
+    one, two = (MemmapDatasetBridge(p, config).get_grouped_data(nsamples=9) for p in (npz, tmp_path / "scan.zarr"))
+    shift = np.array([1.0, -1.0])[:, None]
+    np.testing.assert_allclose(one["coords_start_nn"][:, 0] - one["coords_nn"][:, 0], np.broadcast_to(shift, (9, 2, 4)))
+    for name in ("coords_start_nn", "coords_start_offsets", "coords_start_relative", "Y"):
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_memmap_without_labels_patches_are_cut_from_the_object(tmp_path: Path) -> None:
+    members = legacy_members(make_counts(20), xcoords=np.arange(20.0) + 10, ycoords=np.full(20, 30.0))
+    npz = write_legacy_npz(tmp_path / "legacy.npz", members)
+    grouped = MemmapDatasetBridge(npz, BridgeConfig(N=8)).get_grouped_data(nsamples=20)
+    assert grouped["Y"].shape == (20, 8, 8, 1)
+    np.testing.assert_array_equal(grouped["Y"][3, :, :, 0], members["objectGuess"][26:34, 9:17])
+
+
+def test_memmap_takes_diffraction_where_both_keys_are_there_and_says_so(tmp_path: Path) -> None:
+    members = amplitude_members()
+    npz = write_legacy_npz(tmp_path / "legacy.npz", {**members, "diff3d": members["diffraction"] * 2})
+    bridge = MemmapDatasetBridge(npz, BridgeConfig(N=64))
+    np.testing.assert_array_equal(bridge.diffraction, members["diffraction"])
+    assert any("both" in note for note in bridge.notes)
+
+
+def test_memmap_counts_beyond_32_bits_are_refused_not_wrapped(tmp_path: Path) -> None:
+    counts = make_counts(20, 64, 64).astype(np.int64)
+    counts[7, 1, 1] = 2**32 + 4
+    npz = write_legacy_npz(tmp_path / "legacy.npz", legacy_members(counts))
+    with pytest.raises(ValueError, match="4294967300"):
+        MemmapDatasetBridge(npz, BridgeConfig(N=64))
+
+
+@pytest.mark.parametrize("wrong", [{"nsamples": 0}, {"gridsize": 0}, {"K": 0}])
+def test_memmap_a_zero_is_refused_and_not_taken_for_the_default(tmp_path: Path, wrong: dict[str, int]) -> None:
+    npz = write_legacy_npz(tmp_path / "legacy.npz", amplitude_members())
+    with pytest.raises(PlanError):
+        MemmapDatasetBridge(npz, BridgeConfig(N=64, gridsize=2)).get_grouped_data(**wrong)
+
+
 def test_memmap_relative_coordinates_sum_to_zero_and_point_back(tmp_path: Path) -> None:
     npz = write_legacy_npz(tmp_path / "legacy.npz", amplitude_members())
     grouped = MemmapDatasetBridge(npz, BridgeConfig(N=64, gridsize=2)).get_grouped_data(nsamples=10)
