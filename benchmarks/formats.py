@@ -22,7 +22,7 @@ from converters.restore import restore
 from pipeline.errors import SourceError
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
-from pipeline.scan.npz import array_member, write_npz
+from pipeline.scan.npz_write import array_member, write_npz
 from pipeline.scan.store import open_scan
 
 DOSES = (1e3, 1e5, 1e7)

@@ -21,7 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.convert import make_counts
-from pipeline.scan.npz import OutMember, array_member, npy_prefix, raw_bytes, write_npz
+from pipeline.scan.npy import npy_prefix, raw_bytes
+from pipeline.scan.npz_write import OutMember, array_member, write_npz
 
 _CHILD = """
 import json, sys, time

@@ -122,7 +122,7 @@ def finding_text(finding: Finding) -> str:
             parts.append(f"  hint: {finding.refusal.hint}")
         if finding.npz is not None and finding.npz.members:
             parts += ["  members", aligned([(n, m.describe()) for n, m in finding.npz.members.items()], "    ")]
-    return "\n".join([*parts, *(f"  advice: {line}" for line in finding.advice)])
+    return "\n".join([*parts, *([aligned([("advice", line) for line in finding.advice])] if finding.advice else [])])
 
 
 def finding_data(finding: Finding) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import IntegrityError, PipelineError
-from pipeline.scan.npz import MemberReader, ReadDigest, open_npz, sha256_file, write_npz
+from pipeline.scan.npz import MemberReader, ReadDigest, open_npz, sha256_file
+from pipeline.scan.npz_write import write_npz
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.restore import member_entries, plain_members, source_members
 from pipeline.scan.staging import refuse_target, staged_file

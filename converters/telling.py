@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from converters.convert import ConversionReport
@@ -14,9 +16,17 @@ def megabytes(n_bytes: int) -> str:
 
 
 def aligned(rows: Sequence[tuple[str, str]], indent: str = "  ") -> str:
-    """Label and text in two columns."""
+    """Label and text in two columns, long texts wrapped to the terminal (100 columns where there is none)."""
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{indent}{label:<{width}}  {text}" for label, text in rows)
+    columns = shutil.get_terminal_size((100, 24)).columns
+    hanging = indent + " " * (width + 2)
+    return "\n".join(
+        textwrap.fill(
+            text, max(columns, len(hanging) + 20), initial_indent=f"{indent}{label:<{width}}  ",
+            subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False,
+        )
+        for label, text in rows
+    )  # fmt: skip
 
 
 def plan_rows(plan: IngestPlan) -> list[tuple[str, str]]:
@@ -50,15 +60,17 @@ def report_text(report: ConversionReport) -> str:
         return "\n".join([head, aligned(rows), "  members", aligned(member_rows(report.plan), "    ")])
     made_of = report.record.attrs["provenance"]
     members, photons = made_of["accounting"]["members"], report.record.attrs["photons_per_frame"]["measured"]
+    decoded = sum(member["bytes"] for member in made_of["members"])
+    checked = "read back and compared" if report.status == "converted" else "unchanged, every byte re-hashed"
     before, after = made_of["source"]["bytes"], report.record.stored_bytes
     total = f", {made_of['counts_total']} photons in all" if photons is not None else ""
     rows += [
         ("stored", made_of["evidence"]["stored"].removeprefix("stored as ") + total),
         ("members", f"{members['kept']} kept, {len(members['dropped'])} dropped, {members['total']} in the source"),
-        ("size", f"{megabytes(before)} -> {megabytes(after)}, read back and compared"),
+        ("size", f"{megabytes(before)} ({megabytes(decoded)} decoded) -> {megabytes(after)}, {checked}"),
         ("store_sha256", report.record.store_sha256),
     ]
-    done = {"converted": "is now", "unchanged": "unchanged, is already"}[report.status]
+    done = {"converted": "is now", "unchanged": "is already"}[report.status]
     return "\n".join([f"{report.plan.npz.path} {done} {report.target}", aligned(rows)])
 
 

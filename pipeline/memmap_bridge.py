@@ -26,7 +26,8 @@ from pipeline.scan.frames import StackSource, disk_axes
 from pipeline.scan.geometry import to_pixels
 from pipeline.scan.ingest import IngestPlan, canonical_coordinate, canonical_values, open_frames, plan_ingest
 from pipeline.scan.locate import locate
-from pipeline.scan.npz import open_npz, raw_bytes
+from pipeline.scan.npy import raw_bytes
+from pipeline.scan.npz import open_npz
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
 from pipeline.scan.storing import amplitude_blocks

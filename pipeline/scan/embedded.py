@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.scan.npz import NpyHeader
+from pipeline.scan.npy import NpyHeader
 
 _MAX_OPCODES: Final = 100  # NumPy's pattern has fewer than 70
 _MAX_DEPTH: Final = 100  # of JSON; readers of our own metadata recurse

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scan.npz import Member, MemberReader, NpyHeader, Npz, ReadDigest, disk_blocks
+from pipeline.scan.npy import NpyHeader
+from pipeline.scan.npz import Member, MemberReader, Npz, ReadDigest, disk_blocks
 from pipeline.scan.retile import TILE_BYTES, Tiles, retiled
 
 

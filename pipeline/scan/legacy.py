@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.scan.declaration import STACK_KEYS, Declaration
 from pipeline.scan.geometry import PIXEL_SPREAD, origin_offset, spread
-from pipeline.scan.npz import Member, NpyHeader
+from pipeline.scan.npy import NpyHeader
+from pipeline.scan.npz import Member
 from pipeline.scan.quantity import NO_EVIDENCE, SqrtEvidence
 
 PROBE_KEYS: Final = ("probeGuess", "probe")

@@ -1,4 +1,4 @@
-"""The members of an NPZ file: found without trust, read front to back in bounded memory, written byte by byte.
+"""The members of an NPZ file: found without trust, read front to back in bounded memory.
 
 Nothing is unpickled and no array is allocated before the sizes of directory, record and .npy header agree. Every
 read runs to the member's last byte, so that CRC-32 and length are always checked (`numpy.load` checks neither on
@@ -7,16 +7,12 @@ a member that is longer than its header says).
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import io
-import itertools
 import math
-import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -25,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, NotFoundError, SourceError
+from pipeline.scan.npy import MAGIC, MAX_HEADER, NpyHeader, parse_header, raw_bytes
 
 _zlib: Any
 try:
@@ -36,7 +33,6 @@ crc32: Final[Callable[..., int]] = _zlib.crc32
 
 _INFLATE_ERRORS: Final[tuple[type[Exception], ...]] = (zlib.error, _zlib.error)
 _HEADER_ERRORS: Final[tuple[type[Exception], ...]] = (ValueError, *_INFLATE_ERRORS)
-_DTYPE_ERRORS: Final = (TypeError, ValueError, LookupError, SyntaxError, OverflowError, RecursionError, Warning)
 
 _LOCAL_HEADER: Final = struct.Struct("<4sHHHHHLLLHH")
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8_NAME = 0x1, 0x8, 0x800
@@ -44,26 +40,6 @@ _FLAGS: Final = _ENCRYPTED | _HAS_DESCRIPTOR | _UTF8_NAME
 _ZIP64_EXTRA, _IN_ZIP64_EXTRA = 0x1, 0xFFFFFFFF
 _MAX_DEFLATE_RATIO: Final = 1032  # 258 bytes from 2 bits: what claims more cannot be inflated to it
 _PIECE: Final = 256 << 10
-_MAX_HEADER: Final = 10_000
-_MAX_AXES: Final = 64  # NumPy's own limit
-_MAX_EMPTY: Final = 256 << 20  # an axis of length 0 makes any promise cheap, yet the other axes are walked through
-_MAGIC: Final = b"\x93NUMPY"
-_FIXED_DATE: Final = (1980, 1, 1, 0, 0, 0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NpyHeader:
-    """What a .npy header says. `prefix` is its bytes, magic to newline, so that it can be written back."""
-
-    prefix: bytes
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    fortran_order: bool
-
-    @property
-    def disk_shape(self) -> tuple[int, ...]:
-        """The shape in which the bytes lie in C order: reversed for a Fortran-ordered array."""
-        return self.shape[::-1] if self.fortran_order else self.shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +114,7 @@ def open_npz(path: Path) -> Npz:
 
 
 def _refuse_lookalikes(path: Path, first: bytes) -> None:
-    if first.startswith(_MAGIC):
+    if first.startswith(MAGIC):
         raise SourceError(
             f"{path}: a single .npy array, not an NPZ", code="npz.not_zip", hint="numpy.savez with named arrays"
         )
@@ -262,9 +238,9 @@ def _member(path: Path, file: BinaryIO, info: zipfile.ZipInfo, start: int) -> Me
     where = f"{path}: member {info.filename.removesuffix('.npy')!r}"
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     file.seek(start)
-    raw = file.read(min(info.compress_size, _MAX_HEADER + 64))
+    raw = file.read(min(info.compress_size, MAX_HEADER + 64))
     try:
-        head = _zlib.decompressobj(-15).decompress(raw, _MAX_HEADER + 64) if deflated else raw
+        head = _zlib.decompressobj(-15).decompress(raw, MAX_HEADER + 64) if deflated else raw
         header = parse_header(head)
     except _HEADER_ERRORS as exc:
         raise SourceError(f"{where}: bad .npy header: {exc}", code="npz.header") from exc
@@ -290,56 +266,6 @@ def _member(path: Path, file: BinaryIO, info: zipfile.ZipInfo, start: int) -> Me
         deflated=deflated,
         crc32=info.CRC,
     )
-
-
-def parse_header(data: bytes) -> NpyHeader:
-    """The .npy header at the start of `data`, without reading any value.
-
-    Raises
-    ------
-    ValueError
-        It is not a .npy header of version 1, 2 or 3 of at most 10,000 bytes.
-    """
-    if data[:6] != _MAGIC or len(data) < 12:
-        raise ValueError(f"does not begin with the .npy magic but {data[:6]!r}")
-    version = data[6]
-    if version not in (1, 2, 3) or data[7] != 0:
-        raise ValueError(f".npy version {version}.{data[7]} is unknown")
-    start = 10 if version == 1 else 12
-    length = int.from_bytes(data[8:start], "little")
-    if length > _MAX_HEADER or start + length > len(data):
-        raise ValueError(f"a header of {length} bytes")
-    text = data[start : start + length].decode("utf-8" if version == 3 else "latin1")
-    fields = _literal(text)
-    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
-        raise ValueError("a header without exactly descr, fortran_order and shape")
-    shape, order = fields["shape"], fields["fortran_order"]
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or not isinstance(order, bool):
-        raise ValueError(f"shape {shape!r}, fortran_order {order!r}")
-    dtype = _dtype(fields["descr"])
-    largest = _MAX_EMPTY if 0 in shape else np.iinfo(np.intp).max
-    if len(shape) > _MAX_AXES or dtype.itemsize * math.prod(n for n in shape if n) > largest:
-        raise ValueError(f"no array has shape {shape} of {dtype.str}")
-    return NpyHeader(prefix=data[: start + length], shape=shape, dtype=dtype, fortran_order=order and len(shape) > 1)
-
-
-def _dtype(descr: Any) -> np.dtype[np.generic]:
-    if not isinstance(descr, str | list):
-        raise ValueError(f"descr {descr!r}")
-    try:
-        return np.lib.format.descr_to_dtype(descr)  # type: ignore[arg-type]  # its annotation forgets str
-    except _DTYPE_ERRORS as exc:
-        raise ValueError(f"descr {str(descr)[:60]!r} is no dtype: {exc}") from exc
-
-
-def _literal(text: str) -> object:
-    try:
-        try:
-            return ast.literal_eval(text)
-        except SyntaxError:
-            return ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote 3L
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as exc:
-        raise ValueError(f"not a literal: {text[:60]!r}") from exc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -442,11 +368,6 @@ class MemberReader:
         return SourceError(f"{self._where}: the file changed while it was read", code="source.changed")
 
 
-def raw_bytes(array: NDArray[Any]) -> memoryview:
-    """The bytes of an array in C order; no copy where it is contiguous already, so that it can be written into."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
 def disk_blocks(
     reader: MemberReader, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int
 ) -> Iterator[NDArray[Any]]:
@@ -482,45 +403,3 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutMember:
-    """A member to write: `prefix` is its .npy header, `blocks` its values' bytes in order, made when asked for."""
-
-    name: str
-    prefix: bytes
-    blocks: Iterable[bytes | memoryview]
-    deflated: bool
-
-
-def npy_prefix(shape: tuple[int, ...], dtype: np.dtype[np.generic], *, fortran_order: bool = False) -> bytes:
-    """The .npy header (version 1.0, as NumPy writes it) of an array of this shape and dtype."""
-    buffer = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": fortran_order, "shape": shape})
-    return buffer.getvalue()
-
-
-def array_member(name: str, array: NDArray[np.generic], *, deflated: bool = False) -> OutMember:
-    """A member of an array in memory (no objects), in C order."""
-    assert not array.dtype.hasobject, name
-    prefix = npy_prefix(array.shape, array.dtype)
-    return OutMember(name=name, prefix=prefix, blocks=[raw_bytes(array)], deflated=deflated)
-
-
-def write_npz(path: Path, members: Iterable[OutMember]) -> dict[str, ReadDigest]:
-    """Write an NPZ to `path` (staged by the caller) with fixed dates; the digest of each member's .npy bytes."""
-    written: dict[str, ReadDigest] = {}
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for member in members:
-            info = zipfile.ZipInfo(f"{member.name}.npy", date_time=_FIXED_DATE)
-            info.compress_type = zipfile.ZIP_DEFLATED if member.deflated else zipfile.ZIP_STORED
-            sha, crc = hashlib.sha256(), 0
-            with archive.open(info, "w", force_zip64=True) as out:
-                for block in itertools.chain([member.prefix], member.blocks):
-                    out.write(block)
-                    sha.update(block)
-                    crc = crc32(block, crc)
-            written[member.name] = ReadDigest(sha256=sha.hexdigest(), crc32=crc)
-    return written

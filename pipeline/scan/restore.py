@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.scan.chunks import read_all, read_chunk
 from pipeline.scan.frames import to_disk_order
-from pipeline.scan.npz import NpyHeader, OutMember, npy_prefix, parse_header, raw_bytes
+from pipeline.scan.npy import NpyHeader, npy_prefix, parse_header, raw_bytes
+from pipeline.scan.npz_write import OutMember
 from pipeline.scan.record import StoreRecord
 from pipeline.scan.store import formula_of
 from pipeline.scan.storing import source_block

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EnvironmentFault
-from pipeline.scan.npz import raw_bytes
+from pipeline.scan.npy import raw_bytes
 
 TILE_BYTES = 32 << 20
 

@@ -28,7 +28,8 @@ from pipeline.scan import manifest as mf
 from pipeline.scan.aside import beside
 from pipeline.scan.chunks import ChunkRef, check_side_arrays, chunk_ref, read_amplitude_ref, read_chunk, read_ref
 from pipeline.scan.layout import ChunkLayout, plan_chunks
-from pipeline.scan.npz import crc32, raw_bytes
+from pipeline.scan.npy import raw_bytes
+from pipeline.scan.npz import crc32
 from pipeline.scan.quantity import AmplitudeFormula
 from pipeline.scan.record import ArrayRecord, StoreRecord, is_store, open_record, place
 from pipeline.scan.schema import SCAN_SCHEMA, validate_scan, verdicts

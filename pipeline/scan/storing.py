@@ -15,7 +15,8 @@ from pipeline.scan import codec
 from pipeline.scan.aside import beside
 from pipeline.scan.chunks import read_chunk
 from pipeline.scan.frames import StackSource
-from pipeline.scan.npz import crc32, raw_bytes
+from pipeline.scan.npy import raw_bytes
+from pipeline.scan.npz import crc32
 from pipeline.scan.quantity import IDENTITY, AmplitudeFormula, CountLattice, amplitude_from_counts
 from pipeline.scan.record import StoreRecord, place
 from pipeline.scan.store import StoreWriter, spec_of, variable_attrs

@@ -20,7 +20,8 @@ from pipeline.errors import ConfigError, IntegrityError, PipelineError
 from pipeline.scan.audit import audit_store
 from pipeline.scan.frames import to_disk_order
 from pipeline.scan.layout import plan_chunks
-from pipeline.scan.npz import OutMember, array_member, npy_prefix, parse_header, raw_bytes, write_npz
+from pipeline.scan.npy import npy_prefix, parse_header, raw_bytes
+from pipeline.scan.npz_write import OutMember, array_member, write_npz
 from pipeline.scan.provenance import library_versions
 from pipeline.scan.quantity import DIVIDE_F64
 from pipeline.scan.record import StoreRecord, open_record

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.scan.embedded import json_of, lone_string, text_of
-from pipeline.scan.npz import parse_header
+from pipeline.scan.npy import parse_header
 from tests.builders import legacy_members, npy_bytes, npy_files, object_metadata, write_zip
 from tests.guards import REPOSITORY
 

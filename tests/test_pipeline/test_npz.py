@@ -23,7 +23,9 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import IntegrityError, NotFoundError, PipelineError, SourceError
 from pipeline.scan import npz as npz_file
-from pipeline.scan.npz import MemberReader, array_member, disk_blocks, open_npz, parse_header, read_array, read_raw
+from pipeline.scan.npy import parse_header
+from pipeline.scan.npz import MemberReader, disk_blocks, open_npz, read_array, read_raw
+from pipeline.scan.npz_write import array_member
 from tests.builders import (
     ZipEntry,
     craft_zip,
