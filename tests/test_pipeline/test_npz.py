@@ -25,7 +25,7 @@ from pipeline.errors import IntegrityError, NotFoundError, PipelineError, Source
 from pipeline.scan import npz as npz_file
 from pipeline.scan.npy import parse_header
 from pipeline.scan.npz import MemberReader, disk_blocks, open_npz, read_array, read_raw
-from pipeline.scan.npz_write import array_member
+from pipeline.scan.npz_write import array_member, write_npz
 from tests.builders import (
     ZipEntry,
     craft_zip,
@@ -256,14 +256,14 @@ def test_a_file_without_members_is_an_empty_npz(tmp_path: Path) -> None:
 
 def test_what_is_written_numpy_reads(tmp_path: Path) -> None:
     members = [array_member("a", VALUES), array_member("b", OTHER, deflated=True)]
-    npz_file.write_npz(tmp_path / "s.npz", members)
+    write_npz(tmp_path / "s.npz", members)
     with np.load(tmp_path / "s.npz") as loaded:
         np.testing.assert_array_equal(loaded["a"], VALUES)
         np.testing.assert_array_equal(loaded["b"], OTHER)
 
 
 def test_what_is_written_is_read_with_the_digests_of_writing(tmp_path: Path) -> None:
-    digests = npz_file.write_npz(tmp_path / "s.npz", [array_member("a", VALUES, deflated=True)])
+    digests = write_npz(tmp_path / "s.npz", [array_member("a", VALUES, deflated=True)])
     assert everything(tmp_path / "s.npz")["a"][-1] == digests["a"]
 
 
