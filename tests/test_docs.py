@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pipeline.cli import VERBS
 from tests.guards import REPOSITORY, run_command
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+PAGES_TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 COMMANDS = REPOSITORY / "docs" / "commands.md"
 SPELLED = (
     "converters.inspect", "converters.npz2zarr", "converters.zarr2npz", "pipeline.verify", "pipeline.simulate",
@@ -92,6 +94,27 @@ def test_links_between_pages_and_pictures_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def masked(text: str) -> list[str]:
+    """Lines without what differs between machines and runs: digests, numbers, trailing blanks."""
+    text = re.sub(r"[0-9a-f]{12,}", "HASH", text)
+    return [re.sub(r"\d[\d,.e+-]*", "N", line).rstrip() for line in text.strip().splitlines()]
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path) -> None:
+    demo = [sys.executable, str(REPOSITORY / "examples" / "demo.py")]
+    env = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(demo, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = re.search(r"^```\n(# A legacy file.*?)^```", PAGES_TEXT["README.md"], re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert masked(shown.group(1)) == masked(done.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_page_holds_a_word_in_place_of_an_output(page: Path) -> None:
+    assert re.findall(r"^[A-Z]{4,}$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 def test_every_term_of_the_error_tree_is_documented() -> None:
