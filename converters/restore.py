@@ -38,7 +38,7 @@ def restore(store: Path, target: Path, *, overwrite: bool = False) -> RestoreRep
     IntegrityError
         The store is damaged, or a member does not have the SHA-256 that was recorded when it was read.
     ConfigError
-        The target is no NAME.npz.
+        The target is no NAME.npz, or lies inside the store.
     TargetExistsError
         Something else is at `target` and `overwrite` is false.
     """

@@ -177,6 +177,8 @@ def test_restoring_again_is_unchanged_and_something_else_is_kept(npz: Path, tmp_
     (tmp_path / "other.npz").write_bytes(b"mine")
     assert run_command(*restore, tmp_path / "other.npz").returncode == 7
     assert (tmp_path / "other.npz").read_bytes() == b"mine"
+    assert run_command(*restore, tmp_path / "s.zarr" / "x.npz").returncode == 2
+    assert run_command("pipeline.verify", tmp_path / "s.zarr").returncode == 0
     (tmp_path / "folder").mkdir()
     assert run_command(*restore, tmp_path / "folder").returncode == 0
     assert read_members(tmp_path / "folder" / "s.npz") == read_members(npz)

@@ -161,7 +161,7 @@ def ingest(
     Raises
     ------
     ConfigError
-        The target is the source, or no NAME.zarr.
+        The target is no NAME.zarr.
     TargetExistsError
         Something is at `target` and `overwrite` is false, or it is no store of ours.
     SourceError

@@ -59,7 +59,7 @@ def staged_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_target(target: Path, *, suffix: str, source: Path) -> None:
-    """Refuse a target that is not called NAME`suffix`, or is the source itself, before any work.
+    """Refuse a target that is not called NAME`suffix`, or lies inside the source, before any work.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def refuse_target(target: Path, *, suffix: str, source: Path) -> None:
     """
     if target.suffix != suffix:
         raise ConfigError(f"{target}: expected a name that ends in {suffix}", code="target.name")
-    if target.exists() and target.samefile(source):
-        raise ConfigError(f"{target}: source and target are the same", code="target.is_source")
+    if source.resolve() in target.resolve().parents:
+        raise ConfigError(f"{target}: lies inside {source}, which would change it", code="target.in_source")
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -129,6 +129,8 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min
 
 @pytest.mark.filterwarnings("ignore:Stored array in format")  # NumPy's remark on field names beyond Latin 1
 @given(extra=anything, name=names, fortran=st.booleans())
+@example(extra=np.array(1.0, dtype=">f2"), name="scalar", fortran=False)
+@example(extra=np.empty((3, 0), dtype=">f8"), name="empty", fortran=True)
 def test_an_unknown_member_of_any_name_and_dtype_comes_back_bit_for_bit(
     extra: np.ndarray, name: str, fortran: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

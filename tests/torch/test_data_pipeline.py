@@ -122,8 +122,8 @@ def test_memmap_takes_diffraction_where_both_keys_are_there_and_says_so(tmp_path
 
 
 def test_memmap_counts_beyond_32_bits_are_refused_not_wrapped(tmp_path: Path) -> None:
-    counts = make_counts(20, 64, 64).astype(np.int64)
-    counts[7, 1, 1] = 2**32 + 4
+    counts = make_counts(200, 64, 64).astype(np.int64)
+    counts[190, 1, 1] = 2**32 + 4  # beyond the sample that is looked at first
     npz = write_legacy_npz(tmp_path / "legacy.npz", legacy_members(counts))
     with pytest.raises(ValueError, match="4294967300"):
         MemmapDatasetBridge(npz, BridgeConfig(N=64))
