@@ -153,7 +153,7 @@ def test_a_damaged_store_is_never_called_unchanged(npz: Path, tmp_path: Path) ->
     assert run_command("pipeline.verify", tmp_path / "s.zarr").returncode == 0
 
 
-@pytest.mark.parametrize("target", ["scan.npz", "x.npz", "x.zar"])
+@pytest.mark.parametrize("target", ["scan.npz", "x.npz", "x.store"])
 def test_a_target_that_is_the_source_or_no_store_name_is_refused(npz: Path, target: str) -> None:
     before = tree_bytes(npz.parent)
     done = run_command("converters.npz2zarr", npz, npz.parent / target, "--overwrite")
