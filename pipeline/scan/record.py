@@ -174,28 +174,29 @@ def _array(root: Path, name: str, document: Mapping[str, Any]) -> ArrayRecord:
     try:
         shape = tuple(int(n) for n in document["shape"])
         chunk = tuple(int(n) for n in document["chunk_grid"]["configuration"]["chunk_shape"])
-        keys = document["chunk_key_encoding"]["configuration"]["separator"]
         ours = (
             document["zarr_format"] == 3
             and document["chunk_grid"]["name"] == "regular"
-            and keys == "."
+            and document["chunk_key_encoding"]["configuration"]["separator"] == "."
             and document["data_type"] in _DTYPES
+            and all(n >= 0 for n in shape)
+            and all(n >= 1 for n in chunk)
+            and len(chunk) == len(shape)
             and chunk[1:] == tuple(max(1, n) for n in shape[1:])
         )
-    except (KeyError, TypeError, ValueError) as exc:
+        if ours:
+            return ArrayRecord(
+                name=name,
+                dims=tuple(document.get("dimension_names") or ()),
+                dtype=np.dtype(document["data_type"]),
+                layout=ChunkLayout(shape=shape, chunk=chunk),
+                codecs=tuple(document["codecs"]),
+                attrs=document.get("attributes", {}),
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise SourceError(f"{root}: {name}/zarr.json: {exc!r}", code="store.foreign") from exc
-    if not ours:
-        raise SourceError(
-            f"{root}: array {name!r} is not laid out as ours (whole rows per chunk, plain numbers)",
-            code="store.foreign",
-        )
-    return ArrayRecord(
-        name=name,
-        dims=tuple(document.get("dimension_names") or ()),
-        dtype=np.dtype(document["data_type"]),
-        layout=ChunkLayout(shape=shape, chunk=chunk),
-        codecs=tuple(document["codecs"]),
-        attrs=document.get("attributes", {}),
+    raise SourceError(
+        f"{root}: array {name!r} is not laid out as ours (whole rows per chunk, plain numbers)", code="store.foreign"
     )
 
 

@@ -228,6 +228,21 @@ def test_any_changed_byte_of_any_file_is_noticed_by_verify_and_by_reading(store:
         (store / name).write_bytes(original)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "diffraction/zarr.json", "manifest.json"])
+def test_every_byte_of_the_metadata_is_guarded(name: str, tmp_path: Path) -> None:
+    write_scan(make_scan(), tmp_path / "s.zarr")
+    path = tmp_path / "s.zarr" / name
+    original = path.read_bytes()
+    for where in range(0, len(original), 1 if len(original) < 1000 else 7):
+        for flip in (1, 0x20):
+            changed = bytearray(original)
+            changed[where] ^= flip
+            path.write_bytes(changed)
+            assert audit_store(tmp_path / "s.zarr").damages, (where, flip)
+            with pytest.raises(IntegrityError):
+                open_scan(tmp_path / "s.zarr")
+
+
 def test_any_removed_file_is_noticed_by_verify_and_by_reading(store: Path) -> None:
     for name in all_files(store):
         original = (store / name).read_bytes()
