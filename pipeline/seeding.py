@@ -25,6 +25,10 @@ class Purpose(StrEnum):
     POSITIONS = "positions"
     POISSON = "poisson"
     RECIPE_PART = "recipe-part"
+    CHUNK_ORDER = "chunk-order"
+    CHUNK_FRAMES = "chunk-frames"
+    WINDOW_PHASE = "window-phase"
+    WINDOW_FRAMES = "window-frames"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:
