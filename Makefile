@@ -36,9 +36,9 @@ pictures: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about 600 MB, a minute or two"
+	@echo "Installing into $(VENV): 1.6 GB with PyTorch, a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_OPTION) --editable ".[test,fast,distributed]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_OPTION) --editable ".[test,train,fast,distributed]"
 	@touch $@
 
 clean:

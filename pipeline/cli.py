@@ -29,12 +29,16 @@ VERBS = {
     "convert": ("converters.npz2zarr:main", "a legacy NPZ to a canonical store"),
     "restore": ("converters.zarr2npz:main", "a store back to its NPZ"),
     "verify": ("pipeline.verify:main", "re-hash every byte of a store"),
+    "iterate": ("pipeline.iterate:main", "go through a scan's batches, prove their order"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
     "catalog": ("catalogs.__main__:main", "list stores, look into one"),
 }
 """Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
 
 Verbs = Mapping[str, tuple[str, str]]
+
+EXTRAS = {"torch": "train", "h5py": "train", "safetensors": "train", "distributed": "distributed"}
+"""Module -> the extra of this distribution that brings it."""
 
 EXIT_FINDINGS = 3
 EXIT_FAILED = 4
@@ -152,6 +156,12 @@ def _guarded(run: Callable[[], Any], given: Sequence[str]) -> int:
         return _fail(exc.format_message(), code="usage", hint=hint, exit_code=2, as_json=as_json)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _fail("interrupted", code="interrupted", hint=None, exit_code=130, as_json=as_json)
+    except ModuleNotFoundError as exc:
+        module = (exc.name or "").partition(".")[0]
+        if debug or module not in EXTRAS:
+            raise
+        message, hint = f"{module} is not installed", f"pip install 'ptychozarr[{EXTRAS[module]}]'"
+        return _fail(message, code="environment.missing_extra", hint=hint, exit_code=8, as_json=as_json)
     except (OSError, MemoryError) as exc:
         if debug:
             raise

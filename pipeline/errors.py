@@ -26,7 +26,8 @@ class PipelineError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str = "worker", hint: str | None = None) -> None:
+        # a DataLoader makes the error of a worker anew from its text alone, hence the default
         super().__init__(message)
         self.message = message
         self.code = code

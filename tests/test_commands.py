@@ -18,6 +18,7 @@ MODULES = {
     "convert": "converters.npz2zarr",
     "restore": "converters.zarr2npz",
     "inspect": "converters.inspect",
+    "iterate": "pipeline.iterate",
     "simulate": "pipeline.simulate",
     "verify": "pipeline.verify",
     "catalog": "catalogs",
@@ -113,6 +114,13 @@ def test_a_failure_is_json_too(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], told["error"]["exit"]) == (5, False, 5)
     assert set(told["error"]) == {"code", "message", "hint", "exit"}
+
+
+def test_a_missing_extra_is_exit_eight_with_the_line_that_installs_it(npz: Path) -> None:
+    script = f"import sys\nsys.modules['torch'] = None\nfrom pipeline.iterate import main\nmain([{str(npz)!r}])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 8
+    assert "pip install 'ptychozarr[train]'" in done.stderr
 
 
 def test_a_wrong_option_is_usage_error_two(npz: Path, tmp_path: Path) -> None:

@@ -36,17 +36,16 @@ MODES: Final = ("shuffled", "cluster", "sequential")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What the order needs to know of a scan: frames, frames per chunk, positions (n, 2) (y, x), eligible frames."""
+    """What the order needs to know of a scan. Its items are frames, or groups named by their seed frame.
 
-    n_frames: int
-    chunk_frames: int
+    `chunk_of` (item,) int64 is the chunk of each item, not falling; `positions` (item, 2) float64 (y, x);
+    `eligible` (item,) bool.
+    """
+
+    chunk_of: Indices
+    n_chunks: int
     positions: NDArray[np.float64]
     eligible: NDArray[np.bool_]
-
-    @property
-    def n_chunks(self) -> int:
-        """Number of chunks."""
-        return -(-self.n_frames // self.chunk_frames)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +181,7 @@ class _LaneWindow:
 
 def _sequential(layout: Layout, order: Order) -> EpochPlan:
     frames = np.flatnonzero(layout.eligible)
-    chunk_of = frames // layout.chunk_frames
+    chunk_of = layout.chunk_of[frames]
     windows = []
     present = np.unique(chunk_of)
     for start in range(0, present.size, order.window_chunks):
@@ -203,29 +202,56 @@ def _lanes(layout: Layout, order: Order, n_steps: int, *, seed: int, epoch: int)
     lanes = []
     for lane in range(order.lanes):
         run = stream[lane * per_lane : (lane + 1) * per_lane]
-        lanes.append(list(_windows(layout, run[::-1] if lane % 2 else run, depth, phase, lane, seed=seed, epoch=epoch)))
+        lanes.append(
+            list(
+                _windows(
+                    layout,
+                    run[::-1] if lane % 2 else run,
+                    depth,
+                    phase,
+                    lane,
+                    least=order.cluster_size,
+                    seed=seed,
+                    epoch=epoch,
+                )
+            )
+        )
     return lanes
 
 
 def _frames_of(layout: Layout, chunk: int, *, seed: int, epoch: int) -> Indices:
     """The eligible frames of a chunk, shuffled, so that no place in a chunk is more likely to be cut off."""
-    start = chunk * layout.chunk_frames
-    frames = start + np.flatnonzero(layout.eligible[start : start + layout.chunk_frames])
+    start, stop = np.searchsorted(layout.chunk_of, [chunk, chunk + 1])
+    frames = start + np.flatnonzero(layout.eligible[start:stop])
     return np.asarray(frames[permutation(seed, Purpose.CHUNK_FRAMES, epoch, chunk, n=frames.size)])
 
 
 def _windows(
-    layout: Layout, run: Indices, depth: int, phase: int, lane: int, *, seed: int, epoch: int
+    layout: Layout, run: Indices, depth: int, phase: int, lane: int, *, least: int, seed: int, epoch: int
 ) -> Iterator[_LaneWindow]:
-    """Windows of `depth` chunks along a lane's run, the first of `phase` chunks; frames of a window shuffled."""
-    chunk_of = run // layout.chunk_frames
+    """Windows of `depth` chunks along a lane's run, the first of `phase` chunks; frames of a window shuffled.
+
+    A window of fewer than `least` frames, which could not fill a cluster, joins its neighbour.
+    """
+    chunk_of = layout.chunk_of[run]
     starts = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    cuts = [0, *starts[phase::depth].tolist(), run.size]
+    cuts = _without_crumbs([0, *starts[phase::depth].tolist(), run.size], least)
     for index, (start, stop) in enumerate(itertools.pairwise(cuts)):
         part = run[start:stop]
         shuffled = part[permutation(seed, Purpose.WINDOW_FRAMES, epoch, lane, index, n=part.size)]
-        chunks = tuple(dict.fromkeys((part // layout.chunk_frames).tolist()))
+        chunks = tuple(dict.fromkeys(layout.chunk_of[part].tolist()))
         yield _LaneWindow(chunks=chunks, frames=np.asarray(shuffled))
+
+
+def _without_crumbs(cuts: list[int], least: int) -> list[int]:
+    """The same cuts without those that leave a piece shorter than `least`."""
+    kept = [cuts[0]]
+    for cut in cuts[1:-1]:
+        if cut - kept[-1] >= least:
+            kept.append(cut)
+    while len(kept) > 1 and cuts[-1] - kept[-1] < least:
+        kept.pop()
+    return [*kept, cuts[-1]]
 
 
 def _timed(lane: list[_LaneWindow], sizes: list[int], per_step: int) -> Iterator[Window]:
@@ -257,7 +283,7 @@ def _clustered(layout: Layout, order: Order, lanes: list[list[_LaneWindow]], n_s
         streams.append(np.concatenate(clusters).reshape(n_steps, per_lane * order.cluster_size))
         windows += list(_timed(lane, counts, per_lane))
     if fits:
-        chunks = tuple(np.unique(everything // layout.chunk_frames).tolist())
+        chunks = tuple(np.unique(layout.chunk_of[everything]).tolist())
         windows = [Window(chunks=chunks, first_step=0, last_step=n_steps - 1)]
     frames = np.concatenate(streams, axis=1).reshape(-1)
     return EpochPlan(

@@ -1,0 +1,256 @@
+"""`ScanStream`: a scan as whole batches in one deterministic order, in or out of a DataLoader's workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.errors import ConfigError, IntegrityError, PlanError
+from pipeline.sampling.grouping import group_frames
+from pipeline.sampling.plan import EpochPlan, Layout, Order, identity_of, order_sha256, plan_epoch, resolve_order
+from pipeline.scan.chunks import ChunkRef, chunk_ref, read_all
+from pipeline.scan.quantity import AmplitudeFormula, amplitude_from_counts
+from pipeline.scan.record import StoreRecord, open_record
+from pipeline.scan.store import formula_of
+from pipeline.stream.window import Residents, decode_chunks
+
+
+class Batch(NamedTuple):
+    """What one step receives. B groups of C = gridsize^2 members, N the frame's side; x and y in object pixels.
+
+    `diffraction` (B, C, N, N) float32 amplitude in the source's gauge · `positions` (B, C, 2) float64 (y, x) ·
+    `offsets` (B, 2) float64, their mean · `relative` (B, C, 2) float64 = positions - offsets · `probe`
+    (mode, N, N) complex64 or None · `indices` (B, C) int64 frames of the store · `label` (B, C, N, N) complex64 or
+    None · `epoch` and `step` say where in the order it stands.
+    """
+
+    diffraction: Tensor
+    positions: Tensor
+    offsets: Tensor
+    relative: Tensor
+    probe: Tensor | None
+    indices: Tensor
+    label: Tensor | None
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term."""
+
+    batch_size: int = 64
+    batches: str = "shuffled"
+    cluster_size: int | None = None
+    gridsize: int = 1
+    n_groups: int | None = None
+    neighbors: int = 7
+    allow_oversampling: bool = False
+    seed: int = 0
+    epochs: int = 1
+
+
+class ScanStream(IterableDataset[Batch]):
+    """Batches of a store in an order that depends on the store and the options alone.
+
+    Use it directly or in `DataLoader(stream, batch_size=None, num_workers=W)`: the batches and their order are the
+    same for any W. `frames` (n,) bool restricts it to a subset; frames that the store calls invalid are skipped.
+    """
+
+    def __init__(self, path: Path | str, config: StreamConfig, *, frames: NDArray[np.bool_] | None = None) -> None:
+        """Open the store at `path`; reads positions, no frame.
+
+        Raises
+        ------
+        PlanError, ConfigError, NotFoundError, SourceError, IntegrityError
+            The order cannot be, the mask has another length, or the store cannot be opened.
+        """
+        super().__init__()
+        self.config = config
+        self.record: StoreRecord = open_record(Path(path).absolute())
+        self._array = self.record.arrays["diffraction"]
+        self._mask = frames
+        self._cursor = (0, 0)
+        self.chunks_decoded = 0
+        n = self._array.layout.shape[0]
+        if frames is not None and frames.shape != (n,):
+            raise ConfigError(f"the mask has {frames.shape} entries, the scan {n} frames", code="stream.mask")
+        y, x = (read_all(self.record, name) for name in ("position_y", "position_x"))
+        self.positions: NDArray[np.float64] = np.stack([y, x], axis=1)
+        eligible = np.ones(n, bool) if frames is None else frames.copy()
+        if "frame_valid" in self.record.arrays:
+            eligible &= read_all(self.record, "frame_valid")
+        self.n_invalid = int(n - eligible.sum()) if frames is None else int((frames & ~eligible).sum())
+        self.members = self._groups(np.flatnonzero(eligible))
+        seeds = self.members[:, 0]
+        self._layout = Layout(
+            chunk_of=seeds // self._array.layout.chunk[0],
+            n_chunks=self._array.layout.n_chunks,
+            positions=self.positions[seeds],
+            eligible=np.ones(seeds.size, bool),
+        )
+        self.order: Order = resolve_order(
+            batches=config.batches, batch_size=config.batch_size, n_frames=seeds.size,
+            cluster_size=config.cluster_size,
+        )  # fmt: skip
+
+    def _groups(self, eligible: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Members of each group as frames of the store, (group, C), sorted by their seed."""
+        if eligible.size == 0:
+            raise PlanError("no frame is left to stream", code="plan.frames")
+        config = self.config
+        grouping = group_frames(
+            self.positions[eligible], gridsize=config.gridsize, seed=config.seed, neighbors=config.neighbors,
+            n_groups=config.n_groups or eligible.size, allow_oversampling=config.allow_oversampling,
+        )  # fmt: skip
+        members = eligible[grouping.members]
+        return np.asarray(members[np.argsort(members[:, 0], kind="stable")])
+
+    def chunk_refs(self) -> list[ChunkRef]:
+        """Where each chunk of the frames is and what was promised of it."""
+        return [chunk_ref(self.record, "diffraction", i) for i in range(self._array.layout.n_chunks)]
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch, over groups."""
+        return plan_epoch(self._layout, self.order, seed=self.config.seed, epoch=epoch)
+
+    def identity(self) -> Mapping[str, object]:
+        """Everything that decides the order, as JSON values."""
+        config = self.config
+        return {
+            **identity_of(self.order, store_sha256=self.record.store_sha256, seed=config.seed, mask=self._mask),
+            "gridsize": config.gridsize, "n_groups": len(self.members), "neighbors": config.neighbors,
+            "allow_oversampling": config.allow_oversampling,
+        }  # fmt: skip
+
+    def order_sha256(self) -> str:
+        """SHA-256 of the identity and of the frames of all epochs in order; from the plan alone, reads no frame."""
+        plans = (self.plan(epoch) for epoch in range(self.config.epochs))
+        return order_sha256(self.identity(), (_expanded(plan, self.members) for plan in plans))
+
+    def state_dict(self, after: Batch | None = None) -> dict[str, Any]:
+        """Where the stream stands: JSON values, a few hundred bytes.
+
+        `after` is the last batch that was used; without it, the last one that this object itself delivered (which,
+        in a DataLoader with workers, is none).
+        """
+        cursor = self._cursor if after is None else (after.epoch, after.step + 1)
+        return {"identity": dict(self.identity()), "epoch": cursor[0], "step": cursor[1]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the batch that `state` names; nothing is replayed.
+
+        Raises
+        ------
+        IntegrityError
+            The state belongs to another store or other options; names what differs.
+        """
+        mine = json.loads(json.dumps(dict(self.identity())))
+        differs = [name for name in mine if state["identity"].get(name) != mine[name]]
+        if differs:
+            raise IntegrityError(f"the state is of another order: {', '.join(differs)} differ", code="stream.state")
+        self._cursor = (int(state["epoch"]), int(state["step"]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        probe = read_all(self.record, "probe") if "probe" in self.record.arrays else None
+        epoch, start = self._cursor
+        position = 0
+        while epoch < self.config.epochs:
+            plan = self.plan(epoch)
+            turns = range(start, plan.n_steps)
+            mine = [step for k, step in enumerate(turns, position) if k % stride == first]
+            position += len(turns)
+            yield from self._epoch(plan, epoch, mine, probe)
+            epoch, start = epoch + 1, 0
+            self._cursor = (epoch, 0)
+
+    def _epoch(
+        self, plan: EpochPlan, epoch: int, steps: list[int], probe: NDArray[np.complex64] | None
+    ) -> Iterator[Batch]:
+        labels = _refs_of(self.record, "label")
+        residents = Residents(self.chunk_refs(), plan)
+        lens = torch.from_numpy(probe) if probe is not None else None
+        try:
+            for step in steps:
+                members = self.members[plan.batch(step)]
+                chunks = residents.at(step, also=np.unique(members // self._array.layout.chunk[0]).tolist())
+                frames = _gathered(chunks, members, self._array.layout.chunk[0])
+                self._cursor = (epoch, step + 1)
+                self.chunks_decoded += residents.n_decoded
+                residents.n_decoded = 0
+                yield _batch(
+                    _amplitude(frames, str(self._array.attrs["quantity"]), formula_of(self.record)), members,
+                    self.positions[members], lens, _labels(labels, members), epoch, step,
+                )  # fmt: skip
+        finally:
+            residents.close()
+
+
+def _expanded(plan: EpochPlan, members: NDArray[np.int64]) -> EpochPlan:
+    """The same plan over frames instead of groups."""
+    return EpochPlan(
+        frames=members[plan.frames].reshape(-1), batch_size=plan.batch_size * members.shape[1], windows=plan.windows,
+        n_unvisited=plan.n_unvisited,
+    )  # fmt: skip
+
+
+def _refs_of(record: StoreRecord, name: str) -> list[ChunkRef] | None:
+    if name not in record.arrays:
+        return None
+    return [chunk_ref(record, name, i) for i in range(record.arrays[name].layout.n_chunks)]
+
+
+def _gathered(chunks: Mapping[int, NDArray[Any]], members: NDArray[np.int64], chunk_frames: int) -> NDArray[Any]:
+    """The frames of a batch out of decoded chunks, in the stored dtype: (B, C, N, N)."""
+    flat = members.reshape(-1)
+    number, row = flat // chunk_frames, flat % chunk_frames
+    first = chunks[int(number[0])]
+    out = np.empty((flat.size, *first.shape[1:]), first.dtype)
+    for chunk in np.unique(number).tolist():
+        here = np.flatnonzero(number == chunk)
+        out[here] = chunks[chunk][row[here]]
+    return out.reshape(*members.shape, *first.shape[1:])
+
+
+def _amplitude(frames: NDArray[Any], quantity: str, formula: AmplitudeFormula | None) -> NDArray[np.float32]:
+    if quantity == "counts":
+        assert formula is not None, "the schema asks for a formula where counts are stored"
+        return amplitude_from_counts(frames, formula)
+    return np.sqrt(frames) if quantity == "intensity" else frames
+
+
+def _labels(refs: list[ChunkRef] | None, members: NDArray[np.int64]) -> NDArray[np.complex64] | None:
+    if refs is None:
+        return None
+    rows = refs[0].chunk[0]
+    needed = np.unique(members // rows).tolist()
+    return _gathered(decode_chunks({c: refs[c] for c in needed}), members, rows)
+
+
+def _batch(
+    amplitude: NDArray[np.float32], members: NDArray[np.int64], positions: NDArray[np.float64], probe: Tensor | None,
+    label: NDArray[np.complex64] | None, epoch: int, step: int,
+) -> Batch:  # fmt: skip
+    offsets = positions.mean(axis=1)
+    return Batch(
+        diffraction=torch.from_numpy(amplitude),
+        positions=torch.from_numpy(positions),
+        offsets=torch.from_numpy(offsets),
+        relative=torch.from_numpy(positions - offsets[:, np.newaxis]),
+        probe=probe,
+        indices=torch.from_numpy(members),
+        label=None if label is None else torch.from_numpy(label),
+        epoch=epoch,
+        step=step,
+    )
