@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,6 +74,13 @@ def test_a_cluster_is_a_seed_and_its_nearest(scan: Layout, batch: int) -> None:
 def test_cluster_seeds_are_drawn_without_replacement(scan: Layout, batch: int) -> None:
     size = batch // 2 if batch % 2 == 0 else batch
     seeds = plan(scan, "cluster", batch).frames.reshape(-1, size)[:, 0] if _fits(scan, batch) else np.arange(2)
+    assert np.unique(seeds).size == seeds.size
+
+
+def test_the_seed_comes_first_also_where_others_share_its_place() -> None:
+    scan = replace(layout(60, 20), positions=np.zeros((60, 2)))
+    order = resolve_order(batches="cluster", batch_size=12, n_frames=60, cluster_size=4)
+    seeds = plan_epoch(scan, order, seed=0, epoch=0).frames.reshape(-1, 4)[:, 0]
     assert np.unique(seeds).size == seeds.size
 
 

@@ -17,10 +17,11 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from torch.utils.data import DataLoader  # noqa: E402  # behind the check that torch is there
 
 from pipeline.errors import ConfigError, IntegrityError, PlanError  # noqa: E402
+from pipeline.sampling.plan import EpochPlan, Window  # noqa: E402
 from pipeline.scan.store import open_scan, write_scan  # noqa: E402
 from pipeline.stream.measure import iterate  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream, StreamConfig  # noqa: E402
-from pipeline.stream.window import window_graph  # noqa: E402
+from pipeline.stream.window import Residents, window_graph  # noqa: E402
 from tests.builders import make_counts, make_probe, make_scan  # noqa: E402
 from tests.guards import REPOSITORY, run_command  # noqa: E402
 
@@ -210,6 +211,16 @@ def test_a_window_is_a_graph_of_tasks_per_chunk_group_and_none_per_frame(store: 
         stream = ScanStream(path, config())
         refs = dict(enumerate(stream.chunk_refs()))
         assert len(window_graph(refs)) == tasks
+
+
+def test_a_chunk_that_the_next_window_left_out_because_it_was_there_is_kept_for_it(store: Path) -> None:
+    refs = ScanStream(store, config()).chunk_refs()
+    windows = (Window(chunks=(0, 1), first_step=0, last_step=1), Window(chunks=(1, 2), first_step=3, last_step=4))
+    plan = EpochPlan(frames=np.arange(20), batch_size=4, windows=windows, n_unvisited=0)
+    residents = Residents(refs, plan)
+    open_chunks = [set(residents.at(step)) for step in range(5)]
+    residents.close()
+    assert (open_chunks[0], open_chunks[3], residents.n_decoded) == ({0, 1}, {1, 2}, 3)
 
 
 def test_the_command_prints_the_hashes_of_a_store_and_of_its_npz(tmp_path: Path) -> None:
