@@ -29,6 +29,7 @@ class Purpose(StrEnum):
     CHUNK_FRAMES = "chunk-frames"
     WINDOW_PHASE = "window-phase"
     WINDOW_FRAMES = "window-frames"
+    HELD_OUT = "held-out"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:
