@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -404,5 +405,8 @@ def test_the_benchmark_prints_its_table(capsys):
     benchmark.measure(case, iterations=8)
     printed = capsys.readouterr().out
     assert "amplitude projection" in printed
-    assert "chosen: quadratic" in printed
+    losses = dict(re.findall(r"^ +(\w+ [\d.]+) +held-out NLL ([\d.]+)$", printed, re.MULTILINE))
+    assert len(losses) == len(choice.CANDIDATES)
+    (chosen,) = re.findall(r"chosen: (\w+ [\d.]+) after", printed)
+    assert chosen == min(losses, key=lambda name: float(losses[name]))
     assert benchmark.complex_nrmse(scan.truth * 3j, case) < 1e-6
