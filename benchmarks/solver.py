@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.config import SolverConfig
 from pipeline.physics.choice import HeldOut, Trial, choose_prior, held_out_frames, try_priors
 from pipeline.physics.forward import CanvasGeometry, Frames, Passes
 from pipeline.physics.losses import REPORTED_BACKGROUND
 from pipeline.physics.prior import Prior
 from pipeline.physics.solver import (
-    SolverConfig,
     SolverState,
     blank_state,
     prepare,

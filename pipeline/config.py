@@ -1,13 +1,187 @@
-"""Strict configuration: frozen dataclasses from TOML, unknown keys refused with a suggestion."""
+"""Every knob of a run on one screen: frozen trees, read strictly from TOML and dotted overrides.
+
+A default lives here and nowhere else. Nothing here imports an array library, so that options can be shown and refused
+before any work.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from pipeline.errors import ConfigError
+
+LossName: TypeAlias = Literal["poisson", "poisson-background", "amplitude"]
+PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
+PriorChoice: TypeAlias = Literal["auto", "quadratic", "tv"]
+RefineChoice: TypeAlias = Literal["auto", "none", "probe", "probe,positions"]
+BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term."""
+
+    batch_size: int = 64
+    batches: BatchMode = "shuffled"
+    cluster_size: int | None = None
+    gridsize: int = 1
+    n_groups: int | None = None
+    neighbors: int = 7
+    allow_oversampling: bool = False
+    seed: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SolverConfig:
+    """What a run may change of the solver; in the gauge of `physics.gauge`, where the blank object is 0.7.
+
+    The recipe's other constants stand where they act: TV smoothing 0.02 and the peak of 1,600 photons that lam refers
+    to in `prior`; 24 frequencies, floor 0.01 of h(k) and 0.05 of |y| in `precondition`.
+
+    loss : the residual; "amplitude" where the photon scale is unknown, "poisson-background" where b counts as light.
+    iterations : passes with the chosen prior.
+    start_iterations : passes with `start_weight` before a TV prior takes over.
+    start_weight : lam of the quadratic prior of these, no unit.
+    step : length of a step in units of the preconditioned update u'.
+    background : b in the residual, photons per pixel.
+    support_energy : share of the probe's energy inside the support S.
+    quantile : which quantile of den scales the step; 0.99 for the recipe's q99(den).
+    batch_pixels : pixels of all modes in one batch of a pass; it changes float32 sums, so it belongs to the result.
+    """
+
+    loss: LossName = "poisson"
+    iterations: int = 40
+    start_iterations: int = 30
+    start_weight: float = 0.0005
+    step: float = 0.6
+    background: float = 0.05
+    support_energy: float = 0.999
+    quantile: float = 0.99
+    batch_pixels: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "solver",
+            self,
+            loss=self.loss in typing.get_args(LossName),
+            iterations=self.iterations >= 0,
+            start_iterations=self.start_iterations >= 0,
+            start_weight=0 <= self.start_weight < math.inf,
+            step=0 < self.step < 2,
+            background=0 < self.background < math.inf,
+            support_energy=0 < self.support_energy <= 1,
+            quantile=0 < self.quantile <= 1,
+            batch_pixels=self.batch_pixels >= 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorConfig:
+    """Which prior the object gets: `name` "auto" tries every candidate, a kind only its own.
+
+    weight : lam, no unit, which leaves nothing to choose; None where held-out frames choose.
+    choice_iterations : passes of each candidate where the probe is known.
+    """
+
+    name: PriorChoice = "auto"
+    weight: float | None = None
+    choice_iterations: int = 40
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "prior",
+            self,
+            weight=self.weight is None or 0 <= self.weight < math.inf,
+            choice_iterations=self.choice_iterations >= 1,
+        )
+        if self.weight is not None and self.name == "auto":
+            raise ConfigError(
+                "prior.weight belongs to a kind of prior, and prior.name is auto", code="config.contradiction",
+                hint="--prior quadratic or --prior tv",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineConfig:
+    """Whether and how probe, modes, positions and gains are refined; schedule and other constants: `physics.refine`.
+
+    what : "auto" decides by evidence.
+    modes : of the refined probe; None is the store's own number, 4 where evidence decided.
+    iterations : passes of a refinement, after `start_passes` of ePIE.
+    choice_iterations : passes of each candidate prior with the refined probe held.
+    background : b, photons per pixel that count as light.
+    probe_step : of the probe, in units of its preconditioned update.
+    max_step_px, max_shift_px : of a position, in one step and in all, object pixels.
+    """
+
+    what: RefineChoice = "auto"
+    modes: int | None = None
+    iterations: int = 40
+    start_passes: int = 5
+    choice_iterations: int = 20
+    background: float = 0.1
+    probe_step: float = 0.6
+    max_step_px: float = 0.5
+    max_shift_px: float = 1.5
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "refine",
+            self,
+            modes=self.modes is None or self.modes >= 1,
+            iterations=self.iterations >= 1,
+            start_passes=self.start_passes >= 0,
+            choice_iterations=self.choice_iterations >= 1,
+            background=0 < self.background < math.inf,
+            probe_step=0 < self.probe_step < 2,
+            max_step_px=0 < self.max_step_px < math.inf,
+            max_shift_px=0 < self.max_shift_px < math.inf,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructConfig:
+    """A reconstruction: from a store's frames to its object.
+
+    photons_per_frame : declared mean; None where the store's own scale holds, or none is known.
+    """
+
+    seed: int = 0
+    threads: int = 1
+    num_workers: int = 0
+    photons_per_frame: float | None = None
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "",
+            self,
+            seed=self.seed >= 0,
+            threads=self.threads >= 1,
+            num_workers=self.num_workers >= 0,
+            photons_per_frame=self.photons_per_frame is None or 0 < self.photons_per_frame < math.inf,
+        )
+
+
+def _in_range(place: str, values: object, **good: bool) -> None:
+    for name, holds in good.items():
+        if not holds:
+            key = f"{place}.{name}" if place else name
+            raise ConfigError(f"{key} = {getattr(values, name)} is out of range", code="config.range")
 
 
 def read_toml(path: Path, *, known: Iterable[str]) -> Mapping[str, object]:
@@ -18,14 +192,137 @@ def read_toml(path: Path, *, known: Iterable[str]) -> Mapping[str, object]:
     ConfigError
         The file is not TOML, or a key is unknown (the nearest known key is suggested).
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}", code="config.toml") from exc
+    table = _loads(path)
     names = sorted(known)
     for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}"
-            raise ConfigError(f"{path}: unknown key {key!r}", code="config.unknown_key", hint=hint)
+        _refuse_unknown(key, names, where=f"{path}: ")
     return table
+
+
+def _loads(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file", code="config.toml") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}", code="config.toml") from exc
+
+
+def _refuse_unknown(key: str, names: Sequence[str], *, where: str) -> None:
+    if key in names:
+        return
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}"
+    raise ConfigError(f"{where}unknown key {key!r}", code="config.unknown_key", hint=hint)
+
+
+def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapping[str, object]) -> Tree:
+    """The tree of defaults, then of a TOML file, then of dotted settings; None leaves what stood before.
+
+    >>> resolve_config(ReconstructConfig, settings={"solver.iterations": 20}).solver.iterations
+    20
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown (the nearest is suggested), a value has another type or is out of range.
+    """
+    given = {} if file is None else _flat(_loads(file))
+    given |= {key: value for key, value in settings.items() if value is not None}
+    known = dict(_leaves(kind))
+    for key in given:
+        _refuse_unknown(key, sorted(known), where="" if file is None else f"{file}: ")
+    return _built(kind, {key: _typed(key, value, known[key]) for key, value in given.items()})
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """`solver.iterations=20` as its dotted key and TOML value; a value that is no TOML is taken as text.
+
+    Raises
+    ------
+    ConfigError
+        There is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: expected key=value", code="config.setting")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def to_toml(config: object) -> str:
+    """The tree as TOML that `resolve_config` reads back; what is None is left out."""
+    leaves = [(key, _value_at(config, key)) for key, _ in _leaves(type(config))]
+    lines, table = [], ""
+    for key, value in leaves:
+        place, _, name = key.rpartition(".")
+        if value is None:
+            continue
+        if place != table:
+            lines += ["", f"[{place}]"]
+            table = place
+        lines.append(f"{name} = {_toml_value(value)}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _value_at(config: object, key: str) -> object:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _leaves(kind: type[Any], place: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted key and type of each value of a tree, those of the root first, so that TOML can hold them."""
+    hints = typing.get_type_hints(kind)
+    branches = [f.name for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])]
+    for f in dataclasses.fields(kind):
+        if f.name not in branches:
+            yield place + f.name, hints[f.name]
+    for name in branches:
+        yield from _leaves(hints[name], f"{place}{name}.")
+
+
+def _flat(table: Mapping[str, Any], place: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in table.items():
+        found |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
+    return found
+
+
+def _typed(key: str, value: object, hint: Any) -> object:
+    """The value as its leaf wants it: integers may stand for floats, nothing else for anything else."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str, bool) and type(value) is option:
+            return value
+    wanted = [
+        " or ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else o.__name__
+        for o in options
+        if o is not types.NoneType
+    ]
+    raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type")
+
+
+def _built(kind: type[Tree], values: Mapping[str, object]) -> Tree:
+    hints, arguments = typing.get_type_hints(kind), dict[str, Any]()
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]  # every tree here is a dataclass
+        if dataclasses.is_dataclass(hints[f.name]):
+            inside = {k.removeprefix(f"{f.name}."): v for k, v in values.items() if k.startswith(f"{f.name}.")}
+            arguments[f.name] = _built(hints[f.name], inside)
+        elif f.name in values:
+            arguments[f.name] = values[f.name]
+    return kind(**arguments)

@@ -8,26 +8,33 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, command, progress
+from pipeline.config import StreamConfig
 from pipeline.scan.options import declaration_options
+
+_DEFAULTS = StreamConfig()
 
 
 @command("ptychozarr.iterate/1")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--epochs", default=1, show_default=True, help="how often to go through the scan")
-@click.option("--batch-size", default=64, show_default=True, help="groups in a batch")
+@click.option("--epochs", default=_DEFAULTS.epochs, show_default=True, help="how often to go through the scan")
+@click.option("--batch-size", default=_DEFAULTS.batch_size, show_default=True, help="groups in a batch")
 @click.option(
     "--batches",
-    default="shuffled",
+    default=_DEFAULTS.batches,
     show_default=True,
     type=click.Choice(["shuffled", "cluster", "sequential"]),
     help="how batches are made",
 )
 @click.option("--cluster-size", type=int, help="groups in a cluster [default: the batch]")
-@click.option("--gridsize", default=1, show_default=True, help="g: a group is g x g neighbouring frames")
+@click.option(
+    "--gridsize", default=_DEFAULTS.gridsize, show_default=True, help="g: a group is g x g neighbouring frames"
+)
 @click.option("--n-groups", type=int, help="groups [default: one per frame]")
-@click.option("--neighbors", default=7, show_default=True, help="K: members come from this many nearest frames")
+@click.option(
+    "--neighbors", default=_DEFAULTS.neighbors, show_default=True, help="K: members come from this many nearest frames"
+)
 @click.option("--allow-oversampling", is_flag=True, help="more groups than frames")
-@click.option("--seed", default=0, show_default=True, help="of the order")
+@click.option("--seed", default=_DEFAULTS.seed, show_default=True, help="of the order")
 @click.option("--num-workers", default=0, show_default=True, help="DataLoader workers; the order is the same for any")
 @click.option("--content-hash", is_flag=True, help="also hash every delivered byte")
 @click.option("--catalog", type=click.Path(path_type=Path), help="look SOURCE up by name here")
@@ -43,7 +50,7 @@ def main(
     """
     from pipeline.scan.declaration import Declaration
     from pipeline.stream.measure import iterate
-    from pipeline.stream.scan_stream import ScanStream, StreamConfig
+    from pipeline.stream.scan_stream import ScanStream
     from pipeline.stream.source import opened_store
 
     said = Declaration(key=key, axes=axes, quantity=quantity, contract=contract, positions=positions,

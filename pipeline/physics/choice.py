@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.config import LossName, SolverConfig
 from pipeline.errors import PlanError
 from pipeline.physics.forward import Optics, Passes, fields_of, intensity_of, pad_canvas, to_corner, windows_of
 from pipeline.physics.gauge import BLANK
-from pipeline.physics.losses import LossName, loss_of
+from pipeline.physics.losses import loss_of
 from pipeline.physics.prior import Prior
-from pipeline.physics.solver import SolverConfig, SolverState, Survey, blank_state, kept, solve
+from pipeline.physics.solver import SolverState, Survey, blank_state, kept, solve
 
 CANDIDATES: Final = (
     *(Prior(name="quadratic", weight=weight) for weight in (0.0005, 0.004, 0.03, 0.2)),

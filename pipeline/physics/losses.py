@@ -5,12 +5,12 @@ Poisson where intensities are photons, amplitude where their scale is unknown. `
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor
 
-LossName: TypeAlias = Literal["poisson", "amplitude"]
+from pipeline.config import LossName
 
 REPORTED_BACKGROUND: Final = 0.05
 """b of reported losses, photons per pixel; 0.1 where the probe was refined."""

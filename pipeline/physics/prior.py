@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor
 
-PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
+from pipeline.config import PriorName
 
 _REFERENCE_PEAK: Final = 1600.0
 _TV_SMOOTHING: Final = 0.02

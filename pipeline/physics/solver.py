@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.config import SolverConfig
+from pipeline.errors import SchemaError
 from pipeline.physics.forward import (
     CanvasGeometry,
     Frames,
@@ -30,53 +31,11 @@ from pipeline.physics.forward import (
     windows_of,
 )
 from pipeline.physics.gauge import BLANK, Gauge
-from pipeline.physics.losses import LossName, light_of_probe, residual_factor, without_bad
+from pipeline.physics.losses import light_of_probe, residual_factor, without_bad
 from pipeline.physics.precondition import boost_phase, phase_filter
 from pipeline.physics.prior import Prior, laplacian_spectrum, prior_denominator, prior_gradient_spectrum
 
 _LEAST_LIGHT: Final = 0.05
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SolverConfig:
-    """What a run may change of the solver; in the gauge of `physics.gauge`, where the blank object is 0.7.
-
-    The recipe's other constants stand where they act: TV smoothing 0.02 and the peak of 1,600 photons that lam refers
-    to in `prior`; 24 frequencies, floor 0.01 of h(k) and 0.05 of |y| in `precondition`.
-
-    loss : the residual; "amplitude" where the photon scale is unknown.
-    iterations : passes with the chosen prior.
-    start_iterations : passes with `start_weight` before a TV prior takes over.
-    start_weight : lam of the quadratic prior of these, no unit.
-    step : length of a step in units of the preconditioned update u'.
-    background : b in the residual, photons per pixel.
-    support_energy : share of the probe's energy inside the support S.
-    quantile : which quantile of den scales the step; 0.99 for the recipe's q99(den).
-    """
-
-    loss: LossName = "poisson"
-    iterations: int = 40
-    start_iterations: int = 30
-    start_weight: float = 0.0005
-    step: float = 0.6
-    background: float = 0.05
-    support_energy: float = 0.999
-    quantile: float = 0.99
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "loss": self.loss in ("poisson", "amplitude"),
-            "iterations": self.iterations >= 0,
-            "start_iterations": self.start_iterations >= 0,
-            "start_weight": 0 <= self.start_weight < math.inf,
-            "step": 0 < self.step < 2,
-            "background": 0 < self.background < math.inf,
-            "support_energy": 0 < self.support_energy <= 1,
-            "quantile": 0 < self.quantile <= 1,
-        }
-        for name, good in ranges.items():
-            if not good:
-                raise ConfigError(f"solver.{name} = {getattr(self, name)} is out of range", code="config.range")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pipeline.config import StreamConfig
 from pipeline.errors import ConfigError, IntegrityError, PlanError
 from pipeline.sampling.grouping import group_frames
 from pipeline.sampling.plan import EpochPlan, Layout, Order, identity_of, order_sha256, plan_epoch, resolve_order
@@ -42,21 +42,6 @@ class Batch(NamedTuple):
     label: Tensor | None
     epoch: int
     step: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StreamConfig:
-    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term."""
-
-    batch_size: int = 64
-    batches: str = "shuffled"
-    cluster_size: int | None = None
-    gridsize: int = 1
-    n_groups: int | None = None
-    neighbors: int = 7
-    allow_oversampling: bool = False
-    seed: int = 0
-    epochs: int = 1
 
 
 class ScanStream(IterableDataset[Batch]):

@@ -13,12 +13,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from benchmarks import solver as benchmark  # noqa: E402  # behind the check that torch is there
+from pipeline.config import SolverConfig  # noqa: E402
 from pipeline.errors import ConfigError, PlanError, SchemaError  # noqa: E402
 from pipeline.physics import choice  # noqa: E402
 from pipeline.physics.forward import CanvasGeometry, Frames  # noqa: E402
 from pipeline.physics.prior import NO_PRIOR, Prior  # noqa: E402
 from pipeline.physics.solver import (  # noqa: E402
-    SolverConfig,
     blank_state,
     canvas_over,
     prepare,

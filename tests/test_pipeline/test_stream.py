@@ -16,11 +16,12 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 
 from torch.utils.data import DataLoader  # noqa: E402  # behind the check that torch is there
 
+from pipeline.config import StreamConfig  # noqa: E402
 from pipeline.errors import ConfigError, IntegrityError, PlanError  # noqa: E402
 from pipeline.sampling.plan import EpochPlan, Window  # noqa: E402
 from pipeline.scan.store import open_scan, write_scan  # noqa: E402
 from pipeline.stream.measure import iterate  # noqa: E402
-from pipeline.stream.scan_stream import Batch, ScanStream, StreamConfig  # noqa: E402
+from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
 from pipeline.stream.window import Residents, window_graph  # noqa: E402
 from tests.builders import make_counts, make_probe, make_scan  # noqa: E402
 from tests.guards import REPOSITORY, run_command  # noqa: E402

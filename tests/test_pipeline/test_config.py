@@ -1,0 +1,110 @@
+"""What a configuration accepts, and how it says no."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import (
+    PriorConfig,
+    ReconstructConfig,
+    RefineConfig,
+    SolverConfig,
+    parse_setting,
+    resolve_config,
+    to_toml,
+)
+from pipeline.errors import ConfigError
+
+CONFIGS = st.builds(
+    ReconstructConfig,
+    seed=st.integers(0, 2**40),
+    threads=st.integers(1, 64),
+    photons_per_frame=st.none() | st.floats(1e-3, 1e12),
+    prior=st.builds(PriorConfig, name=st.sampled_from(["quadratic", "tv"]), weight=st.none() | st.floats(0, 1e3)),
+    solver=st.builds(SolverConfig, iterations=st.integers(0, 999), step=st.floats(0.01, 1.99)),
+    refine=st.builds(
+        RefineConfig, what=st.sampled_from(["auto", "probe,positions"]), modes=st.none() | st.integers(1, 9)
+    ),
+)
+
+
+@given(CONFIGS)
+def test_a_tree_written_as_toml_is_read_back(config: ReconstructConfig) -> None:
+    text = to_toml(config)
+    assert resolve_config(ReconstructConfig, settings=_flat(tomllib.loads(text))) == config
+
+
+def _flat(table: dict[str, object], place: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in table.items():
+        found |= _flat(value, f"{place}{name}.") if isinstance(value, dict) else {place + name: value}
+    return found
+
+
+def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 3\n[solver]\niterations = 7\nstep = 1\n")
+    config = resolve_config(ReconstructConfig, file=path, settings={"solver.iterations": 9, "threads": None})
+    assert config == replace(ReconstructConfig(), seed=3, solver=SolverConfig(iterations=9, step=1.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"), [("solver.iteration", "solver.iterations"), ("sed", "seed"), ("refine.mode", "refine.modes")]
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'") as refused:
+        resolve_config(ReconstructConfig, settings={key: 1})
+    assert refused.value.hint == f"did you mean {hint}?"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("solver.iterations", "many", "solver.iterations = 'many'; expected int"),
+        ("solver.iterations", 1.5, "expected int"),
+        ("threads", True, "threads = True; expected int"),
+        ("prior.name", "tvv", "expected auto or quadratic or tv"),
+        ("refine.what", 1, "expected auto or none or probe or probe,positions"),
+        ("photons_per_frame", "1e5", "expected float"),
+        ("threads", 0, "threads = 0 is out of range"),
+        ("solver.step", 2.5, "solver.step = 2.5 is out of range"),
+        ("refine.modes", 0, "refine.modes = 0 is out of range"),
+        ("photons_per_frame", float("nan"), "photons_per_frame = nan is out of range"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_names_its_key(key: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve_config(ReconstructConfig, settings={key: value})
+
+
+def test_a_weight_without_a_kind_of_prior_is_a_contradiction() -> None:
+    with pytest.raises(ConfigError, match=r"prior\.name is auto") as refused:
+        resolve_config(ReconstructConfig, settings={"prior.weight": 0.1})
+    assert refused.value.code == "config.contradiction"
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("seed=3", ("seed", 3)),
+        ("solver.step = 0.5", ("solver.step", 0.5)),
+        ('prior.name="tv"', ("prior.name", "tv")),
+        ("prior.name=tv", ("prior.name", "tv")),
+        ("refine.what=probe,positions", ("refine.what", "probe,positions")),
+    ],
+)
+def test_a_setting_is_a_dotted_key_and_a_value(text: str, setting: tuple[str, object]) -> None:
+    assert parse_setting(text) == setting
+
+
+def test_a_setting_without_a_value_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected key=value"):
+        parse_setting("seed")
+    with pytest.raises(ConfigError, match="no such file"):
+        resolve_config(ReconstructConfig, file=tmp_path / "none.toml", settings={})
