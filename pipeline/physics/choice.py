@@ -13,7 +13,16 @@ from torch import Tensor
 
 from pipeline.config import LossName, SolverConfig
 from pipeline.errors import PlanError
-from pipeline.physics.forward import Optics, Passes, fields_of, intensity_of, pad_canvas, to_corner, windows_of
+from pipeline.physics.forward import (
+    Optics,
+    Passes,
+    fields_of,
+    intensity_of,
+    pad_canvas,
+    to_corner,
+    windows_of,
+    with_gain,
+)
 from pipeline.physics.gauge import BLANK
 from pipeline.physics.losses import loss_of
 from pipeline.physics.prior import Prior
@@ -84,7 +93,8 @@ def held_out_loss(passes: Passes, canvas: Tensor, optics: Optics, *, held_out: H
         if len(rows) == 0:
             continue  # MKL refuses transforms of nothing
         windows = windows_of(batch.positions[rows], optics)
-        predicted = intensity_of(fields_of(padded, windows, optics)).double()
+        gain = None if batch.gain is None else batch.gain[rows]
+        predicted = intensity_of(with_gain(fields_of(padded, windows, optics), gain)).double()
         measured = to_corner(batch.intensity[rows]).double()
         losses = loss_of(loss, measured, predicted, background=held_out.background)
         good = losses if optics.bad is None else losses[:, ~optics.bad]

@@ -22,11 +22,13 @@ class Frames(NamedTuple):
     intensity : (B, N, N) float32 photons, zero frequency at [N//2, N//2].
     positions : (B, 2) float64 pairs (y, x), object pixels: a frame at p sees rows p_y - N/2 ... p_y + N/2 - 1.
     index : (B,) int64, which frames of the scan.
+    gain : (B,) real, light of each frame over the mean; None where all are equal.
     """
 
     intensity: Tensor
     positions: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on frames
+    gain: Tensor | None = None
 
 
 Passes: TypeAlias = Callable[[], Iterable[Frames]]
@@ -219,10 +221,21 @@ def fields_of(padded: Tensor, windows: Windows, optics: Optics) -> Tensor:
 
     F = FFT(P o), o the canvas inside the support and blank outside it.
     """
-    patches = extract(padded, windows)
+    return fields_through(extract(padded, windows), optics)
+
+
+def fields_through(patches: Tensor, optics: Optics) -> Tensor:
+    """`fields_of` for patches that were extracted already. (B, S, S) -> (B, mode, N, N) complex."""
     waves = optics.blank_exit.expand(len(patches), -1, -1, -1).clone()
     torch.mul(optics.support_probe, patches[:, None], out=waves[:, :, optics.inside, optics.inside])
     return far_field(waves)
+
+
+def with_gain(fields: Tensor, gain: Tensor | None) -> Tensor:
+    """Fields of frames that were lit more or less than the mean, changed in place. (B, mode, N, N) complex, (B,)."""
+    if gain is not None:
+        torch.view_as_real(fields).mul_(gain.sqrt().to(fields.real.dtype)[:, None, None, None, None])
+    return fields
 
 
 def intensity_of(fields: Tensor) -> Tensor:

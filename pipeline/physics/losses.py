@@ -39,18 +39,21 @@ def amplitude_loss(measured: Tensor, predicted: Tensor, *, background: float) ->
 
 def loss_of(name: LossName, measured: Tensor, predicted: Tensor, *, background: float) -> Tensor:
     """The named loss of each pixel; see `poisson_nll` and `amplitude_loss`."""
-    if name == "poisson":
-        return poisson_nll(measured, predicted, background=background)
-    return amplitude_loss(measured, predicted, background=background)
+    if name == "amplitude":
+        return amplitude_loss(measured, predicted, background=background)
+    return poisson_nll(measured, predicted, background=background)
 
 
 def residual_factor(name: LossName, measured: Tensor, predicted: Tensor, *, background: float) -> Tensor:
     """What the detector field is multiplied by to give the residual field. Shape kept, real.
 
     Poisson: 0.5 (I - l) / (l + b); amplitude: (sqrt I - sqrt l) / sqrt(l + b), which is the same to first order.
-    Both vanish where prediction and measurement agree: b steadies the quotient and is no light.
+    Both vanish where prediction and measurement agree: b steadies the quotient and is no light. With
+    "poisson-background" it is light: 0.5 (I / (l + b) - 1).
     """
     steady = predicted + background
+    if name == "poisson-background":
+        return (measured / steady).sub_(1).mul_(0.5)
     if name == "poisson":
         return (measured - predicted).div_(steady).mul_(0.5)
     return (measured.sqrt() - predicted.sqrt()).div_(steady.sqrt_())

@@ -29,6 +29,7 @@ from pipeline.physics.forward import (
     support_side,
     to_corner,
     windows_of,
+    with_gain,
 )
 from pipeline.physics.gauge import BLANK, Gauge
 from pipeline.physics.losses import light_of_probe, residual_factor, without_bad
@@ -84,7 +85,8 @@ def kept(batches: Iterable[Frames], use: NDArray[np.bool_] | None) -> Iterator[F
         if len(rows) == len(batch.index):
             yield batch
         elif len(rows):
-            yield Frames(*(values.index_select(0, rows) for values in batch))
+            gain = None if batch.gain is None else batch.gain.index_select(0, rows)
+            yield Frames(*(values.index_select(0, rows) for values in batch[:3]), gain)
 
 
 def good_light(intensity: Tensor, bad: Tensor | None) -> Tensor:
@@ -132,15 +134,16 @@ def survey_scan(
     )
 
 
-def canvas_over(survey: Survey, *, side: int) -> CanvasGeometry:
+def canvas_over(survey: Survey, *, side: int, margin: float = 0.0) -> CanvasGeometry:
     """The smallest canvas in which every frame's window lies whole.
 
     Parameters
     ----------
     side : of a window, N; a smaller support lies inside it.
+    margin : by how much a position may still move, pixels.
     """
-    first = tuple(math.floor(p) - side // 2 for p in survey.lowest)
-    after = tuple(math.floor(p) - side // 2 + side + 1 for p in survey.highest)
+    first = tuple(math.floor(p - margin) - side // 2 for p in survey.lowest)
+    after = tuple(math.floor(p + margin) - side // 2 + side + 1 for p in survey.highest)
     return CanvasGeometry(origin=(first[0], first[1]), shape=(after[0] - first[0], after[1] - first[1]))
 
 
@@ -182,10 +185,11 @@ def add_gradient(batch: Frames, padded: Tensor, optics: Optics, *, config: Solve
     padded, onto : (canvas_y + 2, canvas_x + 2) complex, the canvas in its border of blank object, and the sum.
     """
     windows = windows_of(batch.positions, optics)
-    fields = fields_of(padded, windows, optics)
+    fields = with_gain(fields_of(padded, windows, optics), batch.gain)
     measured = to_corner(batch.intensity).to(fields.real.dtype)
     factor = residual_factor(config.loss, measured, intensity_of(fields), background=config.background)
     torch.view_as_real(fields).mul_(without_bad(factor, optics.bad)[:, None, :, :, None])
+    with_gain(fields, batch.gain)
     scatter(canvas_gradient(fields, optics), windows, onto=onto)
 
 
