@@ -30,6 +30,7 @@ VERBS = {
     "restore": ("converters.zarr2npz:main", "a store back to its NPZ"),
     "verify": ("pipeline.verify:main", "re-hash every byte of a store"),
     "iterate": ("pipeline.iterate:main", "go through a scan's batches, prove their order"),
+    "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
     "catalog": ("catalogs.__main__:main", "list stores, look into one"),
 }
@@ -37,7 +38,13 @@ VERBS = {
 
 Verbs = Mapping[str, tuple[str, str]]
 
-EXTRAS = {"torch": "train", "h5py": "train", "safetensors": "train", "distributed": "distributed"}
+EXTRAS = {
+    "torch": "train",
+    "h5py": "train",
+    "safetensors": "train",
+    "matplotlib": "train",
+    "distributed": "distributed",
+}
 """Module -> the extra of this distribution that brings it."""
 
 EXIT_FINDINGS = 3

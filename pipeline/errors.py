@@ -10,7 +10,11 @@
     ├── NotFoundError(FileNotFoundError)    5   nothing is there
     ├── IntegrityError(ValueError)          6   bytes differ from what was promised
     ├── TargetExistsError(FileExistsError)  7   choose another path or pass --overwrite
-    └── EnvironmentFault(OSError)           8   no space, a missing extra
+    ├── LockedError(OSError)                7   another process is at work there
+    ├── EnvironmentFault(OSError)           8   no space, a missing extra
+    ├── DivergedError(ArithmeticError)      1   a solve met numbers that are not finite
+    ├── InterruptedRun(RuntimeError)      130   stopped by the user; the hint says how to go on
+    └── TerminatedRun(RuntimeError)       143   the same, stopped by the system
 
 `code` is a stable, machine-readable name ("npz.ambiguous_axes"); `hint` is the option or command that
 settles it. `pipeline.cli` alone catches `PipelineError`.
@@ -91,3 +95,27 @@ class EnvironmentFault(PipelineError, OSError):
     """The machine cannot do it: no space, no permission, a missing extra."""
 
     exit_code = 8
+
+
+class LockedError(PipelineError, OSError):
+    """Another process is at work there."""
+
+    exit_code = 7
+
+
+class DivergedError(PipelineError, ArithmeticError):
+    """A computation met numbers that are not finite; names the step."""
+
+    exit_code = 1
+
+
+class InterruptedRun(PipelineError, RuntimeError):  # no error of anybody's
+    """A run was stopped by the user and kept its state."""
+
+    exit_code = 130
+
+
+class TerminatedRun(PipelineError, RuntimeError):
+    """A run was stopped by the system and kept its state."""
+
+    exit_code = 143

@@ -76,6 +76,13 @@ def colour_wheel(side: int, background: tuple[int, int, int] = (255, 255, 255)) 
     return rgb
 
 
+def palette() -> Pixels:
+    """256 colours of evenly rising lightness, dark violet to yellow. (256, 3) uint8."""
+    at, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(_ANCHORS))
+    lightness, chroma, hue = (np.interp(at, stops, column) for column in _ANCHORS.T)
+    return _srgb(lightness, chroma, np.deg2rad(hue))
+
+
 def upscale(rgb: Pixels, k: int) -> Pixels:
     """Every pixel as a k x k square. (h, w, 3) -> (k h, k w, 3)."""
     return rgb.repeat(k, axis=0).repeat(k, axis=1)
@@ -91,16 +98,9 @@ def _painted(values: NDArray[np.float64], limits: Limits | None) -> Pixels:
     low, high = _data_limits(values) if limits is None else limits
     known = np.isfinite(values)
     unit = np.clip((np.where(known, values, low) - low) / (high - low), 0, 1) if high > low else np.zeros(values.shape)
-    rgb: Pixels = _palette()[np.rint(255 * unit).astype(np.intp)]
+    rgb: Pixels = palette()[np.rint(255 * unit).astype(np.intp)]
     rgb[~known] = _NOT_A_NUMBER
     return rgb
-
-
-def _palette() -> Pixels:
-    """256 colours through the anchors, of evenly rising lightness. (256, 3) uint8."""
-    at, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(_ANCHORS))
-    lightness, chroma, hue = (np.interp(at, stops, column) for column in _ANCHORS.T)
-    return _srgb(lightness, chroma, np.deg2rad(hue))
 
 
 def _wheel(phase_rad: NDArray[np.float64], brightness: NDArray[np.float64]) -> Pixels:

@@ -7,7 +7,7 @@ position and gain. Every sum runs over the frames in one order, so that a refine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -128,7 +128,9 @@ def with_probe(optics: Optics, probe: Tensor) -> Optics:
 
 
 def with_modes(probe: Tensor, n_modes: int) -> Tensor:
-    """A probe of `n_modes` modes: its own first, then the first one times x, y, xy, x^2 - s, y^2 - s, 5 % each.
+    """A probe of `n_modes` modes: its own, and for those missing the first times x, y, xy, x^2 - s, y^2 - s.
+
+    The shape goes by the mode's number from 2 on; each made one gets 5 % of the energy.
 
     Parameters
     ----------
@@ -141,9 +143,9 @@ def with_modes(probe: Tensor, n_modes: int) -> Tensor:
     """
     own = probe[:n_modes]
     missing = n_modes - len(own)
-    if missing > MOST_MODES - 1:
+    if missing and n_modes > MOST_MODES:
         raise ConfigError(
-            f"{n_modes} modes cannot be made of {len(own)}: at most {len(own) + MOST_MODES - 1}", code="refine.modes",
+            f"{n_modes} probe modes cannot be made of {len(own)}: at most {MOST_MODES}", code="config.modes",
             hint="--modes",
         )  # fmt: skip
     if missing == 0:
@@ -155,9 +157,16 @@ def with_modes(probe: Tensor, n_modes: int) -> Tensor:
     x = (line - (light.sum(0) * line).sum() / light.sum())[None, :]
     spread_y, spread_x = ((light * axis.square()).sum() / light.sum() for axis in (y, x))
     shapes = (x + 0 * y, y + 0 * x, x * y, x.square() - spread_x + 0 * y, y.square() - spread_y + 0 * x)
-    made = torch.stack([own[0] * shape for shape in shapes[:missing]])
+    made = torch.stack([own[0] * shape for shape in shapes[len(own) - 1 : n_modes - 1]])
     made *= (_MODE_SHARE * energy / made.abs().square().sum((1, 2), keepdim=True)).sqrt()
     return torch.cat([own * (1 - _MODE_SHARE * missing) ** 0.5, made])
+
+
+Witness = Callable[[Tensor, Tensor, Tensor], None]
+
+
+def ignore(index: Tensor, measured: Tensor, predicted: Tensor) -> None:
+    """The witness that looks away."""
 
 
 def epie(
@@ -214,6 +223,7 @@ def refine(
     config: RefineConfig,
     start: RefineState,
     use: NDArray[np.bool_] | None = None,
+    witness: Witness = ignore,
 ) -> Iterator[RefineState]:
     """The state after each pass until `config.iterations` are done; ePIE's come first, then the modes are made.
 
@@ -227,6 +237,7 @@ def refine(
     config : positions are refined where `what` names them.
     start : `start_refinement`, or any state of the same refinement, to go on to the same bits.
     use : (frame,) bool, the frames that count; None where all do.
+    witness : is handed index, measured and predicted photons of every batch, but not in the passes of ePIE.
     """
     state, starting = start, epie(passes, optics, start=start, use=use)
     while state.start_passes < config.start_passes:
@@ -239,7 +250,16 @@ def refine(
             state = replace(state, probe=probe, probe_momentum=torch.zeros_like(probe))
         ahead = state.canvas + _carry(state) * state.momentum
         lens = with_probe(optics, state.probe + _carry(state) * state.probe_momentum)
-        sums = _pass(passes(), pad_canvas(ahead, outside=BLANK), lens, state, solver=solver, config=config, use=use)
+        sums = _pass(
+            passes(),
+            pad_canvas(ahead, outside=BLANK),
+            lens,
+            state,
+            solver=solver,
+            config=config,
+            use=use,
+            witness=witness,
+        )
         state = _advanced(state, ahead, lens, sums, prior=prior, laplacian=laplacian, solver=solver, config=config)
         yield state
 
@@ -276,6 +296,7 @@ def _pass(
     solver: SolverConfig,
     config: RefineConfig,
     use: NDArray[np.bool_] | None,
+    witness: Witness,
 ) -> _Sums:
     number, n_frames = state.iteration + 1, len(state.gain)
     moving = "positions" in config.what and number >= _FIRST_MOVE and (number - _FIRST_MOVE) % _MOVE_EVERY == 0
@@ -290,12 +311,19 @@ def _pass(
     )
     counts = None if use is None else torch.from_numpy(use)
     for batch in batches:
-        _add_batch(_adjusted(batch, state), padded, lens, sums, solver=solver, counts=counts)
+        _add_batch(_adjusted(batch, state), padded, lens, sums, solver=solver, counts=counts, witness=witness)
     return sums
 
 
 def _add_batch(
-    batch: Frames, padded: Tensor, lens: Optics, sums: _Sums, *, solver: SolverConfig, counts: Tensor | None
+    batch: Frames,
+    padded: Tensor,
+    lens: Optics,
+    sums: _Sums,
+    *,
+    solver: SolverConfig,
+    counts: Tensor | None,
+    witness: Witness,
 ) -> None:
     assert batch.gain is not None, "adjusted frames have one"
     windows = windows_of(batch.positions, lens)
@@ -304,6 +332,7 @@ def _add_batch(
     predicted = intensity_of(fields)
     measured = without_bad(to_corner(batch.intensity).to(predicted.dtype), lens.bad)
     factor = without_bad(residual_factor(solver.loss, measured, predicted, background=solver.background), lens.bad)
+    witness(batch.index, measured, predicted)
     sums.seen[batch.index] = True
     sums.light[batch.index, 0] = measured.sum((1, 2), dtype=torch.float64)
     sums.light[batch.index, 1] = without_bad(predicted, lens.bad).sum((1, 2), dtype=torch.float64)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -60,33 +61,56 @@ class Survey:
     """What one pass tells about a scan before anything is solved.
 
     n_frames : frames that count. gauge : from their light. lowest, highest : corners (y, x) of the box of positions.
-    mean_counts : photons per good pixel.
+    photons_per_frame : mean light of a frame. mean_counts : photons per good pixel.
     """
 
     n_frames: int
     gauge: Gauge
     lowest: tuple[float, float]
     highest: tuple[float, float]
+    photons_per_frame: float
     mean_counts: float
 
 
-def kept(batches: Iterable[Frames], use: NDArray[np.bool_] | None) -> Iterator[Frames]:
+def kept(
+    batches: Iterable[Frames], use: NDArray[np.bool_] | None, *, others: Callable[[Frames], None] = lambda frames: None
+) -> Iterator[Frames]:
     """Batches without the frames that do not count; batches left empty are passed over.
 
     Parameters
     ----------
     use : (frame,) bool, by index in the scan; None where all count.
+    others : is handed those that do not.
     """
     for batch in batches:
-        if use is None:
+        counts = None if use is None else torch.from_numpy(use)[batch.index]
+        if counts is None or bool(counts.all()):
             yield batch
             continue
-        rows = torch.from_numpy(use)[batch.index].nonzero()[:, 0]
-        if len(rows) == len(batch.index):
-            yield batch
-        elif len(rows):
-            gain = None if batch.gain is None else batch.gain.index_select(0, rows)
-            yield Frames(*(values.index_select(0, rows) for values in batch[:3]), gain)
+        others(chosen_frames(batch, (~counts).nonzero()[:, 0]))
+        if bool(counts.any()):
+            yield chosen_frames(batch, counts.nonzero()[:, 0])
+
+
+def chosen_frames(batch: Frames, rows: Tensor) -> Frames:
+    """Some frames of a batch. (k,) int64 places in it."""
+    return Frames(
+        intensity=batch.intensity.index_select(0, rows),
+        positions=batch.positions.index_select(0, rows),
+        index=batch.index.index_select(0, rows),
+        gain=None if batch.gain is None else batch.gain.index_select(0, rows),
+    )
+
+
+class Witness(Protocol):
+    """Sees the frames that a solve may not use, and the canvas of the moment (canvas_y, canvas_x) complex."""
+
+    def __call__(self, frames: Frames, canvas: Tensor) -> None:
+        """Look at some frames."""
+
+
+def ignore(frames: Frames, canvas: Tensor) -> None:
+    """The witness that looks away."""
 
 
 def good_light(intensity: Tensor, bad: Tensor | None) -> Tensor:
@@ -130,6 +154,7 @@ def survey_scan(
         gauge=Gauge(blank_in_source=roots / n / math.sqrt(light) if light > 0 else math.nan),
         lowest=(float(lowest[0]), float(lowest[1])),
         highest=(float(highest[0]), float(highest[1])),
+        photons_per_frame=photons / n,
         mean_counts=photons / n / max(n_good, 1),
     )
 
@@ -310,6 +335,7 @@ def solve(
     config: SolverConfig,
     start: SolverState,
     use: NDArray[np.bool_] | None = None,
+    witness: Witness = ignore,
 ) -> Iterator[SolverState]:
     """The solver's state after each pass, until `config.iterations` with the prior are done.
 
@@ -319,12 +345,14 @@ def solve(
     ----------
     start : `blank_state`, or any state of the same solve, to go on to the same bits.
     use : (frame,) bool, the frames that count, by index in the scan; None where all do.
+    witness : is handed the frames that do not count, beside the canvas at which the gradient is taken.
     """
     state = start
     for rule in rules_of(prior, optics, start.den, config=config):
         while rule.first <= state.iteration < rule.stop:
             ahead = look_ahead(state, first=rule.first)
-            gradient = data_gradient(kept(passes(), use), ahead, optics, config=config)
+            counting = kept(passes(), use, others=functools.partial(witness, canvas=ahead))
+            gradient = data_gradient(counting, ahead, optics, config=config)
             state = advance(state, ahead, gradient, rule=rule)
             yield state
 

@@ -194,7 +194,7 @@ def ingest(
         _store_frame_index(writer, roles.n_frames)
         if not plan.npz.unchanged():
             raise SourceError(f"{plan.npz.path}: the file changed while it was read", code="source.changed")
-        record = writer.finish(
+        record = writer.finish_scan(
             root_attributes_of(
                 plan.layout,
                 plan.declaration,

@@ -128,8 +128,8 @@ class StoreWriter:
             return f"legacy/{member}"
         return next(n for n in (f"legacy/member-{i}" for i in itertools.count()) if n not in taken)
 
-    def finish(self, attrs: Mapping[str, Any]) -> StoreRecord:
-        """Write metadata and manifest; the record of the staged store, re-read from disk.
+    def finish_scan(self, attrs: Mapping[str, Any]) -> StoreRecord:
+        """Write metadata and manifest of a scan, proven to be one; the record of the staged store, re-read from disk.
 
         Raises
         ------
@@ -137,7 +137,10 @@ class StoreWriter:
             What was written is no scan; lists every violation.
         """
         described = self._described(attrs)
-        attrs = {**validate_scan(described).attrs, "validation": verdicts(described)}
+        return self.finish({**validate_scan(described).attrs, "validation": verdicts(described)})
+
+    def finish(self, attrs: Mapping[str, Any]) -> StoreRecord:
+        """Write metadata and manifest of any store; the record of the staged store, re-read from disk."""
         root = zarr.create_group(store=str(self._stage), zarr_format=3)
         if any(name.startswith("legacy/") for name in self._specs):
             note = "members of the source that the schema does not hold bit for bit"
@@ -264,7 +267,7 @@ def write_scan(ds: xr.Dataset, path: Path | str, *, overwrite: bool = False) -> 
         if writer.counts_total is not None:
             measured = writer.counts_total / ds.sizes["frame"]
             attrs["photons_per_frame"] = {**attrs["photons_per_frame"], "measured": measured}
-        record = writer.finish(attrs)
+        record = writer.finish_scan(attrs)
         writer.check(record)
     return record.store_sha256
 

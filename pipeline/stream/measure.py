@@ -17,7 +17,8 @@ from pipeline.stream.scan_stream import Batch, ScanStream
 class Measured:
     """What was delivered and what it cost; `cpu_s` counts this process and finished workers.
 
-    `chunks_decoded` is known for `num_workers` 0 only, else None.
+    `wait_s` is how long the consumer waited for all batches but the first. `chunks_decoded` is known for `num_workers`
+    0 only, else None.
     """
 
     order_sha256: str
@@ -25,6 +26,7 @@ class Measured:
     batches: int
     frames: int
     seconds: float
+    wait_s: float
     cpu_s: float
     peak_bytes: int
     chunks_decoded: int | None
@@ -52,12 +54,17 @@ def iterate(
         batches = DataLoader(stream, batch_size=None, num_workers=num_workers)
     digest, n_batches, n_frames = bytes(32), 0, 0
     began, cpu = time.perf_counter(), _cpu_seconds()
-    for batch in batches:
+    running = iter(batches)
+    batch, wait_s = next(running, None), 0.0
+    while batch is not None:
         if content:
             digest = hashlib.sha256(digest + _digest_of(batch)).digest()
         n_batches += 1
         n_frames += batch.indices.numel()
         progress(batch.indices.numel())
+        asked = time.perf_counter()
+        batch = next(running, None)
+        wait_s += time.perf_counter() - asked
     seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
     return Measured(
         order_sha256=stream.order_sha256(),
@@ -65,6 +72,7 @@ def iterate(
         batches=n_batches,
         frames=n_frames,
         seconds=seconds,
+        wait_s=wait_s,
         cpu_s=cpu,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         chunks_decoded=None if num_workers else stream.chunks_decoded,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.config import StreamConfig
 from pipeline.errors import ConfigError, IntegrityError, PlanError
 from pipeline.sampling.grouping import group_frames
-from pipeline.sampling.plan import EpochPlan, Layout, Order, identity_of, order_sha256, plan_epoch, resolve_order
+from pipeline.sampling.plan import (
+    EpochPlan,
+    Layout,
+    Order,
+    Window,
+    identity_of,
+    order_sha256,
+    plan_epoch,
+    resolve_order,
+)
 from pipeline.scan.chunks import ChunkRef, chunk_ref, read_all
 from pipeline.scan.quantity import AmplitudeFormula, amplitude_from_counts
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
-from pipeline.stream.window import Residents, decode_chunks
+from pipeline.stream.window import Residents, Threads, by_epoch, decode_chunks, threads, windows_in_line
 
 
 class Batch(NamedTuple):
@@ -148,38 +159,56 @@ class ScanStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        probe = read_all(self.record, "probe") if "probe" in self.record.arrays else None
-        epoch, start = self._cursor
-        position = 0
-        while epoch < self.config.epochs:
-            plan = self.plan(epoch)
-            turns = range(start, plan.n_steps)
-            mine = [step for k, step in enumerate(turns, position) if k % stride == first]
-            position += len(turns)
-            yield from self._epoch(plan, epoch, mine, probe)
-            epoch, start = epoch + 1, 0
-            self._cursor = (epoch, 0)
+        with threads() as running:
+            for batch in _one_ahead(self._batches(*self._cursor, first, stride, running), running.making):
+                self._cursor = (batch.epoch, batch.step + 1)
+                yield batch
+        self._cursor = (self.config.epochs, 0)
 
-    def _epoch(
-        self, plan: EpochPlan, epoch: int, steps: list[int], probe: NDArray[np.complex64] | None
-    ) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int, first: int, stride: int, running: Threads) -> Iterator[Batch]:
+        """From the step `start` of an epoch to the end of all epochs, every `stride`-th batch beginning at `first`."""
+        # Two plans at most: of the epoch that is read, and of the next one, whose windows are ahead.
+        plan_of = lru_cache(maxsize=2)(self.plan)
+        n_steps = plan_of(epoch).n_steps  # the same in each epoch
+        steps = range(epoch * n_steps + start + first, self.config.epochs * n_steps, stride)
+        residents = Residents(
+            self.chunk_refs(), self._windows(plan_of, steps, n_steps), lanes=self.order.lanes, threads=running
+        )
+        probe = torch.from_numpy(read_all(self.record, "probe")) if "probe" in self.record.arrays else None
         labels = _refs_of(self.record, "label")
-        residents = Residents(self.chunk_refs(), plan)
-        lens = torch.from_numpy(probe) if probe is not None else None
-        try:
-            for step in steps:
+        for number, here in by_epoch(steps, n_steps):
+            plan = plan_of(number)
+            for in_line in here:
+                step = in_line - number * n_steps
                 members = self.members[plan.batch(step)]
-                chunks = residents.at(step, also=np.unique(members // self._array.layout.chunk[0]).tolist())
-                frames = _gathered(chunks, members, self._array.layout.chunk[0])
-                self._cursor = (epoch, step + 1)
-                self.chunks_decoded += residents.n_decoded
-                residents.n_decoded = 0
                 yield _batch(
-                    _amplitude(frames, str(self._array.attrs["quantity"]), formula_of(self.record)), members,
-                    self.positions[members], lens, _labels(labels, members), epoch, step,
+                    self._frames(residents, in_line, members), members, self.positions[members], probe,
+                    _labels(labels, members, running.decoding), number, step,
                 )  # fmt: skip
-        finally:
-            residents.close()
+
+    def _frames(self, residents: Residents, in_line: int, members: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The frames of a batch as amplitude; chunks that are not needed any more are let go of when it returns."""
+        rows = self._array.layout.chunk[0]
+        chunks = residents.at(in_line, also=np.unique(members // rows).tolist())
+        self.chunks_decoded += residents.n_decoded
+        residents.n_decoded = 0
+        frames = _gathered(chunks, members, rows)
+        return _amplitude(frames, str(self._array.attrs["quantity"]), formula_of(self.record))
+
+    def _windows(self, plan_of: Callable[[int], EpochPlan], steps: range, n_steps: int) -> Iterator[Window]:
+        """The windows behind these steps; one for all of them where the scan fits it, so that it is decoded once."""
+        present = np.unique(self.members // self._array.layout.chunk[0])
+        if present.size <= self.order.window_chunks:
+            return iter([Window(chunks=tuple(present.tolist()), first_step=steps.start, last_step=steps.stop)])
+        return windows_in_line(plan_of, steps, n_steps)
+
+
+def _one_ahead(batches: Iterator[Batch], making: ThreadPoolExecutor) -> Iterator[Batch]:
+    """The same batches, each made by another thread while the one before it is in use."""
+    coming = making.submit(next, batches, None)
+    while (batch := coming.result()) is not None:
+        coming = making.submit(next, batches, None)
+        yield batch
 
 
 def _expanded(plan: EpochPlan, members: NDArray[np.int64]) -> EpochPlan:
@@ -215,12 +244,14 @@ def _amplitude(frames: NDArray[Any], quantity: str, formula: AmplitudeFormula | 
     return np.sqrt(frames) if quantity == "intensity" else frames
 
 
-def _labels(refs: list[ChunkRef] | None, members: NDArray[np.int64]) -> NDArray[np.complex64] | None:
+def _labels(
+    refs: list[ChunkRef] | None, members: NDArray[np.int64], pool: ThreadPoolExecutor
+) -> NDArray[np.complex64] | None:
     if refs is None:
         return None
     rows = refs[0].chunk[0]
     needed = np.unique(members // rows).tolist()
-    return _gathered(decode_chunks({c: refs[c] for c in needed}), members, rows)
+    return _gathered(decode_chunks({c: refs[c] for c in needed}, pool), members, rows)
 
 
 def _batch(

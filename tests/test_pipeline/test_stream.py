@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader  # noqa: E402  # behind the check that t
 
 from pipeline.config import StreamConfig  # noqa: E402
 from pipeline.errors import ConfigError, IntegrityError, PlanError  # noqa: E402
-from pipeline.sampling.plan import EpochPlan, Window  # noqa: E402
+from pipeline.sampling.plan import Window  # noqa: E402
 from pipeline.scan.store import open_scan, write_scan  # noqa: E402
 from pipeline.stream.measure import iterate  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
-from pipeline.stream.window import Residents, window_graph  # noqa: E402
+from pipeline.stream.window import Residents, threads, window_graph  # noqa: E402
 from tests.builders import make_counts, make_probe, make_scan  # noqa: E402
 from tests.guards import REPOSITORY, run_command  # noqa: E402
 
@@ -216,11 +216,10 @@ def test_a_window_is_a_graph_of_tasks_per_chunk_group_and_none_per_frame(store: 
 
 def test_a_chunk_that_the_next_window_left_out_because_it_was_there_is_kept_for_it(store: Path) -> None:
     refs = ScanStream(store, config()).chunk_refs()
-    windows = (Window(chunks=(0, 1), first_step=0, last_step=1), Window(chunks=(1, 2), first_step=3, last_step=4))
-    plan = EpochPlan(frames=np.arange(20), batch_size=4, windows=windows, n_unvisited=0)
-    residents = Residents(refs, plan)
-    open_chunks = [set(residents.at(step)) for step in range(5)]
-    residents.close()
+    line = [Window(chunks=(0, 1), first_step=0, last_step=1), Window(chunks=(1, 2), first_step=3, last_step=4)]
+    with threads() as running:
+        residents = Residents(refs, iter(line), lanes=1, threads=running)
+        open_chunks = [set(residents.at(step)) for step in range(5)]
     assert (open_chunks[0], open_chunks[3], residents.n_decoded) == ({0, 1}, {1, 2}, 3)
 
 

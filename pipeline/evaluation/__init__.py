@@ -1,0 +1,1 @@
+"""What a run leaves: metrics, pictures, reports, and the run itself from configuration to report."""

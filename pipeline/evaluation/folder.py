@@ -1,0 +1,186 @@
+"""The folder of a run: it appears whole, with what was asked for inside, and can be gone on with from then on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pipeline import __version__
+from pipeline.config import resolve_config, to_toml
+from pipeline.errors import (
+    IntegrityError,
+    InterruptedRun,
+    LockedError,
+    NotFoundError,
+    SourceError,
+    TargetExistsError,
+    TerminatedRun,
+)
+from pipeline.scan.declaration import Declaration
+from pipeline.scan.ingest import ingest, plan_ingest
+from pipeline.scan.locate import locate
+from pipeline.scan.record import open_record
+from pipeline.scan.staging import staged_file, staged_folder
+
+CONFIG_NAME: Final = "run.toml"
+FACTS_NAME: Final = "run.json"
+DATA_NAME: Final = "data.zarr"
+CHECKPOINTS: Final = "checkpoints"
+_FORMAT: Final = "ptychozarr-run/1"
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """A run's folder, opened: its kind ("reconstruct"), its facts from run.json and the store it is about."""
+
+    path: Path
+    kind: str
+    facts: Mapping[str, Any]
+    store: Path
+
+    def config(self, tree: type[Tree]) -> Tree:
+        """The resolved configuration of the run."""
+        return resolve_config(tree, file=self.path / CONFIG_NAME, settings={})
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where states are kept until the run is whole."""
+        return self.path / CHECKPOINTS
+
+
+def begin_run(
+    source: Path, output: Path, config: object, *, kind: str, said: Declaration, catalog: Path | None,
+    command: Sequence[str],
+) -> RunFolder:  # fmt: skip
+    """Make the folder of a run; a legacy NPZ becomes its data.zarr first. Nothing is left where that fails.
+
+    Raises
+    ------
+    TargetExistsError
+        Something is at `output` (the hint says how to go on with it, where it is a run).
+    NotFoundError, SourceError, IntegrityError, ConfigError
+        See `locate`, `plan_ingest` and `open_record`.
+    """
+    if output.exists() or output.is_symlink():
+        is_run = (output / FACTS_NAME).is_file()
+        hint = f"python -m pipeline.{kind} --resume {output}, or another name" if is_run else "another name"
+        raise TargetExistsError(f"{output}: exists already", code="target.exists", hint=hint)
+    there = locate(source, catalog=catalog)
+    with staged_folder(output) as stage:
+        store = there.path.absolute()
+        if there.kind != "store":
+            store = stage / DATA_NAME
+            ingest(plan_ingest(there.path, said), store)
+        record = open_record(store)
+        provenance = record.attrs.get("provenance", {})
+        facts = {
+            "format": _FORMAT,
+            "kind": kind,
+            "store": DATA_NAME if there.kind != "store" else str(store),
+            "store_sha256": record.store_sha256,
+            "source": provenance.get("source") or {"name": there.path.name, "sha256": None},
+            "command": list(command),
+            "versions": versions(),
+            "host": host(),
+        }
+        (stage / CONFIG_NAME).write_text(to_toml(config), encoding="utf-8")
+        (stage / FACTS_NAME).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (stage / CHECKPOINTS).mkdir()
+    return open_run(output, kind=kind)
+
+
+def open_run(path: Path, *, kind: str) -> RunFolder:
+    """The run at `path`, its store proven to be the one that it was begun with.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing is there, or its store is gone.
+    SourceError
+        It is no run of this kind.
+    IntegrityError
+        The store is another one by now.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such run", code="run.not_found")
+    try:
+        facts = json.loads((path / FACTS_NAME).read_bytes())
+        found, store, promised = facts["kind"], path / facts["store"], facts["store_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise SourceError(f"{path}: no run of ours: {exc}", code="run.foreign") from exc
+    if found != kind:
+        raise SourceError(
+            f"{path}: a run of {found}, not of {kind}", code="run.kind", hint=f"python -m pipeline.{found}"
+        )
+    record = open_record(store)
+    if record.store_sha256 != promised:
+        raise IntegrityError(
+            f"{store}: its store_sha256 is {record.store_sha256}, the run was begun with {promised}",
+            code="run.other_store",
+            hint="put the same store back, or begin a new run",
+        )
+    return RunFolder(path=path, kind=kind, facts=facts, store=store)
+
+
+@contextmanager
+def at_work(run: RunFolder) -> Iterator[None]:
+    """Keep others away from a run, and say how to go on with it where it is stopped.
+
+    Raises
+    ------
+    LockedError
+        Another process is at work there.
+    InterruptedRun, TerminatedRun
+        A signal stopped the work inside.
+    """
+    hint = f"go on with: python -m pipeline.{run.kind} --resume {run.path}"
+    with (run.path / FACTS_NAME).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
+        try:
+            yield
+        except KeyboardInterrupt as exc:
+            raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
+        except SystemExit as exc:
+            raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run whole, in place of an older one."""
+    with staged_file(path, overwrite=True) as stage:
+        stage.write_text(text, encoding="utf-8")
+
+
+def versions() -> Mapping[str, str]:
+    """What the numbers depend on."""
+    return {
+        "ptychozarr": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "torch", "zarr")},
+    }
+
+
+def host() -> Mapping[str, str]:
+    """Where a run was begun; for people, no result depends on it."""
+    return {"name": platform.node(), "system": platform.platform(), "cpu": _cpu(), "executable": sys.executable}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()

@@ -1,0 +1,1 @@
+"""Networks and what carries a long run: determinism, checkpoints, the estimate that training starts from."""

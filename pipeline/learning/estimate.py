@@ -1,0 +1,405 @@
+"""The object estimate of a scan: refine or not, which prior, the solve on all frames; held-out frames decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import LossName, ReconstructConfig, RefineConfig, SolverConfig
+from pipeline.errors import ConfigError, DivergedError
+from pipeline.learning.journal import Journal
+from pipeline.physics.choice import (
+    HeldOutWitness,
+    Split,
+    candidates_of,
+    held_out_scores,
+    split_frames,
+)
+from pipeline.physics.forward import Optics, Passes
+from pipeline.physics.losses import REPORTED_BACKGROUND
+from pipeline.physics.passes import ScanPasses, Scene
+from pipeline.physics.prior import Prior
+from pipeline.physics.refine import (
+    MODES_BY_EVIDENCE,
+    REFINING_PRIOR,
+    RefineState,
+    adjusted,
+    refine,
+    start_refinement,
+    with_probe,
+)
+from pipeline.physics.solver import (
+    SolverState,
+    Survey,
+    blank_state,
+    canvas_over,
+    prepare,
+    solve,
+    stages_of,
+    survey_scan,
+)
+from pipeline.seeding import Purpose, permutation
+
+State = TypeVar("State", SolverState, RefineState)
+
+EVIDENCE_PRIOR: Final = Prior(name="quadratic", weight=0.03)
+_EVIDENCE_ITERATIONS: Final = 20
+_EXCESS, _EXCESS_OF_COUNTS = 0.10, 0.005
+_TV_START: Final = "choice tv start"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """How well the stored probe explains frames that a solve has not seen.
+
+    nll, floor : per good pixel, found and what photon noise alone would leave. counts_per_pixel : mean photons.
+    """
+
+    nll: float
+    floor: float
+    counts_per_pixel: float
+
+    @property
+    def asks_to_refine(self) -> bool:
+        """The loss exceeds the floor by more than 10 % and by more than 0.005 of the mean counts."""
+        excess = self.nll - self.floor
+        return excess > _EXCESS * self.floor and excess > _EXCESS_OF_COUNTS * self.counts_per_pixel
+
+    def in_words(self) -> str:
+        """What was found, for people."""
+        found = f"held-out loss {self.nll:.4g} with the stored probe, {self.floor:.4g} expected of photon noise alone"
+        return f"{found}: {'probe and positions do not explain the frames' if self.asks_to_refine else 'that is close'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A prior after its solve on the frames not held out.
+
+    loss, floor : per good pixel of the frames that judge; floor is None where photons are unknown.
+    curve : (iteration, loss) on the way.
+    """
+
+    prior: Prior
+    iterations: int
+    loss: float
+    floor: float | None
+    curve: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A scan solved on all its frames, and what led there. Tensors in the solver's gauge of `optics`.
+
+    refined : "none", "probe" or "probe,positions"; reason : why, in words.
+    trials : each candidate judged; chosen : the one that the estimate was made with.
+    canvas : (y, x) complex; den : (y, x) real. optics : its probe is the one used.
+    shift : (frame, 2) float64 and gain : (frame,) float64, None where they are as stored.
+    background : b of the reported losses. solver : configuration of the final solve.
+    """
+
+    refined: str
+    reason: str
+    evidence: Evidence | None
+    split: Split
+    survey: Survey
+    trials: tuple[Judged, ...]
+    chosen: Judged
+    canvas: Tensor
+    den: Tensor
+    optics: Optics
+    shift: Tensor | None
+    gain: Tensor | None
+    background: float
+    solver: SolverConfig
+
+
+def refuse_modes(config: ReconstructConfig, *, stored: int) -> None:
+    """Refuse more probe modes than the store has where nothing can make them.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if config.refine.what == "none" and (config.refine.modes or 1) > stored:
+        raise ConfigError(
+            f"{config.refine.modes} probe modes, and the store has {stored}; only a refinement makes more",
+            code="config.modes",
+            hint="--refine probe",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """What every step of an estimate needs."""
+
+    scene: Scene
+    config: ReconstructConfig
+    split: Split
+    journal: Journal
+
+    def passes(self, *, n_modes: int) -> ScanPasses:
+        """Passes in batches for so many probe modes."""
+        pixels, workers = self.config.solver.batch_pixels, self.config.num_workers
+        return ScanPasses(self.scene, batch_pixels=pixels, n_modes=n_modes, num_workers=workers)
+
+
+def estimate(scene: Scene, config: ReconstructConfig, journal: Journal) -> Estimate:
+    """Find the object of a scene. What the journal knows already is not done again.
+
+    Raises
+    ------
+    ConfigError, PlanError, SchemaError
+        See `refuse_modes`, `split_frames` and `survey_scan`.
+    DivergedError
+        A solve met numbers that are not finite.
+    """
+    refuse_modes(config, stored=len(scene.probe))
+    if config.refine.modes is not None:
+        scene = replace(scene, probe=scene.probe[: config.refine.modes])
+    split = split_frames(permutation(config.seed, Purpose.HELD_OUT, n=scene.n_frames), scene.positions, scene.eligible)
+    work = _Work(scene=scene, config=config, split=split, journal=journal)
+    if config.refine.what not in ("auto", "none"):
+        return _refined(work, config.refine, reason="asked for", evidence=None)
+    with work.passes(n_modes=len(scene.probe)) as passes:
+        survey = survey_scan(passes, scene.probe, valid=scene.valid)
+        solver = replace(config.solver, loss=scene.loss)
+        optics = prepare(
+            survey, scene.probe, config=solver, geometry=canvas_over(survey, side=scene.side), valid=scene.valid
+        )
+        evidence, reason = None, "not asked for"
+        if config.refine.what == "auto" and scene.loss == "amplitude":
+            reason = "the photon scale is unknown, so there is no noise floor to compare with"
+        elif config.refine.what == "auto":
+            evidence = _gather(work, passes, optics, survey, solver)
+            reason = evidence.in_words()
+        if evidence is None or not evidence.asks_to_refine:
+            return _known(work, passes, optics, survey, solver, reason=reason, evidence=evidence)
+    modes = config.refine.modes or max(MODES_BY_EVIDENCE, len(scene.probe))
+    refine_config = replace(config.refine, what="probe,positions", modes=modes)
+    return _refined(work, refine_config, reason=reason, evidence=evidence)
+
+
+def _gather(work: _Work, passes: ScanPasses, optics: Optics, survey: Survey, solver: SolverConfig) -> Evidence:
+    """One solve on the frames not held out, with the probe as stored."""
+
+    def find() -> dict[str, Any]:
+        config = replace(solver, iterations=_EVIDENCE_ITERATIONS)
+        judged = _judge(work, passes, passes, optics, config, EVIDENCE_PRIOR, name="evidence")
+        return {"nll": judged.loss, "floor": judged.floor, "counts_per_pixel": survey.mean_counts}
+
+    return Evidence(**work.journal.settle("evidence", find))
+
+
+def _known(
+    work: _Work,
+    passes: ScanPasses,
+    optics: Optics,
+    survey: Survey,
+    solver: SolverConfig,
+    *,
+    reason: str,
+    evidence: Evidence | None,
+) -> Estimate:
+    """The estimate with probe and positions as stored."""
+    choosing = replace(solver, iterations=min(work.config.prior.choice_iterations, solver.iterations))
+    trials = _judge_all(work, passes, passes, optics, choosing)
+    chosen = min(trials, key=lambda trial: trial.loss)
+    state, _ = work.journal.carry_on(
+        "solve",
+        SolverState,
+        passes=_length(chosen.prior, solver),
+        begin=lambda: blank_state(passes, optics),
+        states=lambda state: finite(solve(passes, optics, prior=chosen.prior, config=solver, start=state), "solve"),
+        done=lambda state: state.iteration,
+        waited=lambda: passes.waited_s,
+    )
+    return Estimate(
+        refined="none",
+        reason=reason,
+        evidence=evidence,
+        split=work.split,
+        survey=survey,
+        trials=trials,
+        chosen=chosen,
+        canvas=state.canvas,
+        den=state.den,
+        optics=optics,
+        shift=None,
+        gain=None,
+        background=REPORTED_BACKGROUND,
+        solver=solver,
+    )
+
+
+def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Evidence | None) -> Estimate:
+    """The estimate with probe and positions refined: on the frames not held out, to choose a prior, then on all."""
+    scene, modes = work.scene, config.modes or len(work.scene.probe)
+    config = replace(config, modes=modes)
+    loss: LossName = "amplitude" if scene.loss == "amplitude" else "poisson-background"
+    iterations = min(config.choice_iterations, work.config.solver.iterations)
+    solver = replace(work.config.solver, loss=loss, background=config.background, support_energy=1.0)
+    choosing = replace(solver, iterations=iterations, start_iterations=0)
+    with work.passes(n_modes=modes) as passes:
+        survey = survey_scan(passes, scene.probe, valid=scene.valid)
+        geometry = canvas_over(survey, side=scene.side, margin=config.max_shift_px)
+        optics = prepare(survey, scene.probe, config=solver, geometry=geometry, valid=scene.valid)
+        optics = with_probe(optics, optics.probe)
+
+        def refined(name: str, prior: Prior, use: NDArray[np.bool_] | None) -> RefineState:
+            witness = HeldOutWitness(optics, split=work.split, loss=loss, background=config.background)
+            state, _ = work.journal.carry_on(
+                name,
+                RefineState,
+                passes=config.start_passes + config.iterations,
+                begin=lambda: start_refinement(optics, n_frames=scene.n_frames),
+                states=lambda state: finite(
+                    refine(
+                        passes, optics, prior=prior, solver=solver, config=config, start=state, use=use,
+                        witness=witness.compare,
+                    ),
+                    name,
+                ),
+                done=lambda state: state.start_passes + state.iteration,
+                waited=lambda: passes.waited_s,
+            )  # fmt: skip
+            return state
+
+        state = refined("refine-held-out", REFINING_PRIOR, work.split.solved)
+        frames, held_probe = adjusted(passes, state), optics.gauge.probe_to_source(state.probe)
+        held_survey = survey_scan(frames, held_probe, valid=scene.valid)
+        held = with_probe(
+            prepare(held_survey, held_probe, config=solver, geometry=geometry, valid=scene.valid),
+            held_survey.gauge.probe_to_solver(held_probe),
+        )
+        trials = _judge_all(work, passes, frames, held, choosing)
+        chosen = min(trials, key=lambda trial: trial.loss)
+        state = refined("refine", chosen.prior, None)
+    moved = "positions" in config.what
+    return Estimate(
+        refined=config.what,
+        reason=reason,
+        evidence=evidence,
+        split=work.split,
+        survey=survey,
+        trials=trials,
+        chosen=chosen,
+        canvas=state.canvas,
+        den=state.den,
+        optics=with_probe(optics, state.probe),
+        shift=state.shift if moved else None,
+        gain=state.gain,
+        background=_reported(solver),
+        solver=solver,
+    )
+
+
+def _judge_all(
+    work: _Work, passes: ScanPasses, frames: Passes, optics: Optics, config: SolverConfig
+) -> tuple[Judged, ...]:
+    """Every candidate prior judged; each is settled once. Those of total variation share their quadratic start."""
+    trials = []
+    for prior in candidates_of(work.config.prior):
+        name = f"choice {prior}"
+
+        def find(prior: Prior = prior, name: str = name) -> dict[str, Any]:
+            start = None
+            if prior.name == "tv" and config.start_iterations:
+                start, _ = _solve_part(
+                    work, passes, frames, optics, replace(config, iterations=0), prior, name=_TV_START
+                )
+            return asdict(_judge(work, passes, frames, optics, config, prior, name=name, start=start))
+
+        facts = work.journal.settle(name, find)
+        curve = tuple((int(number), float(loss)) for number, loss in facts["curve"])
+        trials.append(Judged(**{**facts, "prior": prior, "curve": curve}))
+    return tuple(trials)
+
+
+def _judge(
+    work: _Work,
+    passes: ScanPasses,
+    frames: Passes,
+    optics: Optics,
+    config: SolverConfig,
+    prior: Prior,
+    *,
+    name: str,
+    start: SolverState | None = None,
+) -> Judged:
+    """A prior's solve on the frames not held out, and how well it predicts those that judge.
+
+    `frames` are the passes with positions and gains adjusted, `passes` the clock of the reading below them.
+    """
+    state, curve = _solve_part(work, passes, frames, optics, config, prior, name=name, start=start)
+    loss, floor = held_out_scores(
+        frames, state.canvas, optics, split=work.split, loss=config.loss, background=_reported(config)
+    )
+    work.journal.forget(name)
+    return Judged(
+        prior=prior,
+        iterations=state.iteration,
+        loss=loss,
+        floor=floor,
+        curve=(*((number, told) for number, told in curve), (state.iteration, loss)),
+    )
+
+
+def _solve_part(
+    work: _Work,
+    passes: ScanPasses,
+    frames: Passes,
+    optics: Optics,
+    config: SolverConfig,
+    prior: Prior,
+    *,
+    name: str,
+    start: SolverState | None = None,
+) -> tuple[SolverState, list[Any]]:
+    """A solve on the frames not held out, and the loss of those that judge before each pass."""
+    use = work.split.solved
+    witness = HeldOutWitness(optics, split=work.split, loss=config.loss, background=_reported(config))
+    return work.journal.carry_on(
+        name,
+        SolverState,
+        passes=_length(prior, config),
+        begin=lambda: blank_state(frames, optics, use=use) if start is None else start,
+        states=lambda state: finite(
+            solve(frames, optics, prior=prior, config=config, start=state, use=use, witness=witness), name
+        ),
+        done=lambda state: state.iteration,
+        waited=lambda: passes.waited_s,
+        watch=lambda state: [state.iteration - 1, witness.told()],
+    )
+
+
+def _reported(config: SolverConfig) -> float:
+    """The b of reported losses, photons per pixel."""
+    return config.background if config.loss == "poisson-background" else REPORTED_BACKGROUND
+
+
+def _length(prior: Prior, config: SolverConfig) -> int:
+    return sum(length for _, length in stages_of(prior, config))
+
+
+def finite(states: Iterator[State], name: str) -> Iterator[State]:
+    """The same states.
+
+    Raises
+    ------
+    DivergedError
+        A canvas holds a number that is not finite; names phase and pass.
+    """
+    for number, state in enumerate(states, 1):
+        if not bool(torch.isfinite(torch.view_as_real(state.canvas)).all()):
+            raise DivergedError(
+                f"{name}: pass {number} of this run left numbers that are not finite",
+                code="solver.diverged",
+                hint="a smaller --set solver.step, or look at the frames: python -m pipeline.verify",
+            )
+        yield state

@@ -1,0 +1,124 @@
+"""The phases of a long run, each gone on from where it was stopped; what is finished is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pipeline.learning.checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
+
+State = TypeVar("State")
+Progress = Callable[[int], None]
+
+SAVE_EVERY_S: Final = 10.0
+"""A state is written when this long has passed since the last one, and whenever the run is told to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """What a phase cost, over all the sittings it took: passes over the scan, seconds, those spent waiting for data."""
+
+    name: str
+    passes: int
+    cpu_s: float
+    wall_s: float
+    wait_s: float
+
+
+class Journal:
+    """Checkpoints of a run's phases in one folder, one file each.
+
+    A phase is an iterator of states, any of which it can be gone on from to the same bits; so when a state is written
+    has no influence on the result.
+    """
+
+    def __init__(
+        self, folder: Path, *, tell: Callable[[str, int], Progress], save_every_s: float = SAVE_EVERY_S
+    ) -> None:
+        """`tell(name, passes)` gives what is called with each number of passes done."""
+        self._folder, self._tell, self._save_every_s = folder, tell, save_every_s
+        self._phases: dict[str, Phase] = {}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases behind the run, in order."""
+        return tuple(self._phases.values())
+
+    def carry_on(
+        self,
+        name: str,
+        kind: type[State],
+        *,
+        passes: int,
+        begin: Callable[[], State],
+        states: Callable[[State], Iterator[State]],
+        done: Callable[[State], int],
+        waited: Callable[[], float],
+        watch: Callable[[State], Any] = lambda state: None,
+    ) -> tuple[State, list[Any]]:
+        """The last state of a phase, begun or gone on with, and what `watch` made of the states on the way.
+
+        Parameters
+        ----------
+        passes : how many the whole phase takes.
+        begin : the state before the first pass. states : all states after a given one.
+        done : passes behind a state.
+        waited : a clock of the seconds spent waiting for data.
+        watch : a JSON value to keep of a state, or None for nothing.
+        """
+        path = self._folder / f"{name}.safetensors"
+        saved = load_checkpoint(path)
+        if saved is None:
+            state, kept, before = begin(), list[Any](), [0.0, 0.0, 0.0]
+        else:
+            state, kept, before = unpack_state(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
+        advance, begun = self._tell(name, passes), _clocks(waited)
+        advance(done(state))
+        saved_at = begun[1]
+
+        def spent() -> list[float]:
+            return [old + now - start for old, now, start in zip(before, _clocks(waited), begun, strict=True)]
+
+        def save() -> None:
+            tensors, numbers = pack_state(state)
+            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent()})
+
+        try:
+            for following in states(state):
+                noted, state = watch(following), following
+                kept = kept if noted is None else [*kept, noted]
+                advance(1)
+                if time.perf_counter() - saved_at > self._save_every_s:
+                    save()
+                    saved_at = time.perf_counter()
+        except (KeyboardInterrupt, SystemExit):
+            save()
+            raise
+        save()
+        cpu_s, wall_s, wait_s = spent()
+        self._phases[name] = Phase(name=name, passes=done(state), cpu_s=cpu_s, wall_s=wall_s, wait_s=wait_s)
+        return state, kept
+
+    def settle(self, name: str, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Facts that are found once and read back afterwards; the phases behind them are kept beside."""
+        path = self._folder / f"{name}.facts.safetensors"
+        saved = load_checkpoint(path)
+        if saved is not None:
+            self._phases |= {phase["name"]: Phase(**phase) for phase in saved[1]["phases"]}
+            facts: dict[str, Any] = saved[1]["facts"]
+            return facts
+        facts = dict(find())
+        save_checkpoint(path, {}, {"facts": facts, "phases": [asdict(phase) for phase in self.phases]})
+        return facts
+
+    def forget(self, name: str) -> None:
+        """Remove the state of a phase whose facts are settled."""
+        (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def _clocks(waited: Callable[[], float]) -> list[float]:
+    """CPU seconds of this process, wall seconds, seconds of waiting."""
+    return [time.process_time(), time.perf_counter(), waited()]

@@ -1,0 +1,206 @@
+"""A store as a solver meets it: its probe and mask as tensors, its frames as passes of photons.
+
+Everything that a store may lack for a reconstruction is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline.config import LossName, StreamConfig
+from pipeline.errors import SchemaError
+from pipeline.physics.forward import Frames
+from pipeline.physics.gauge import photons, scale_to_dose
+from pipeline.scan.chunks import read_all
+from pipeline.scan.record import StoreRecord, open_record
+from pipeline.stream.scan_stream import Batch, ScanStream
+
+UNKNOWN_DOSE: Final = 1e5
+"""Photons per frame that frames of unknown scale are brought to, for the amplitude loss."""
+
+_ENDLESS: Final = 10**9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """What a store gives a solver.
+
+    probe : (mode, N, N) complex64, source's scale. valid : (N, N) bool, zero frequency at [N//2, N//2], or None.
+    positions : (frame, 2) float64 (y, x), object pixels. eligible : (frame,) bool, those not called invalid.
+    photons_scale : amplitude times it is sqrt(photon); with the loss "amplitude" a scale like any other.
+    declared : whether the user said how many photons a frame holds.
+    """
+
+    record: StoreRecord
+    probe: Tensor
+    valid: Tensor | None
+    positions: NDArray[np.float64]
+    eligible: NDArray[np.bool_]
+    photons_scale: float
+    loss: LossName
+    declared: bool
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in the store, invalid ones included."""
+        return len(self.positions)
+
+    @property
+    def side(self) -> int:
+        """N."""
+        return int(self.probe.shape[-1])
+
+
+def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
+    """The scene of the store at `path`. Reads probe, mask and positions; frames only where their scale is to be found.
+
+    Parameters
+    ----------
+    photons_per_frame : the mean that frames are scaled to; None where the store's own scale holds. Where neither is
+        known, the loss is "amplitude".
+
+    Raises
+    ------
+    SchemaError
+        It is no scan, has no probe, frames are not square, or positions are not finite or outside the stored object.
+    """
+    record = open_record(path.absolute())
+    arrays = record.arrays
+    if "diffraction" not in arrays:
+        raise SchemaError(f"{path}: holds no diffraction frames, so it is no scan", code="physics.no_scan")
+    if "probe" not in arrays:
+        raise SchemaError(
+            f"{path}: no probe, and frames alone do not tell one", code="physics.no_probe",
+            hint="convert from a file with probeGuess",
+        )  # fmt: skip
+    height, width = arrays["diffraction"].layout.shape[1:]
+    if height != width:
+        raise SchemaError(f"{path}: frames of {height} x {width}; a solver needs square ones", code="physics.frames")
+    positions = np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
+    eligible = read_all(record, "frame_valid") if "frame_valid" in arrays else np.ones(len(positions), np.bool_)
+    refuse_positions(record, positions, eligible)
+    valid = torch.from_numpy(read_all(record, "valid")) if "valid" in arrays else None
+    scale = record.attrs["photons_scale"]
+    if photons_per_frame is not None or scale is None:
+        energy = _mean_energy(path, valid)
+        scale_found = scale_to_dose(energy, photons_per_frame=photons_per_frame or UNKNOWN_DOSE)
+    else:
+        scale_found = float(scale)
+    return Scene(
+        record=record,
+        probe=torch.from_numpy(read_all(record, "probe")),
+        valid=valid,
+        positions=positions,
+        eligible=eligible,
+        photons_scale=scale_found,
+        loss="poisson" if scale is not None or photons_per_frame is not None else "amplitude",
+        declared=photons_per_frame is not None,
+    )
+
+
+def refuse_positions(record: StoreRecord, positions: NDArray[np.float64], eligible: NDArray[np.bool_]) -> None:
+    """Refuse positions (frame, 2) of frames that count that are not finite, or outside the object of the same store.
+
+    Raises
+    ------
+    SchemaError
+        Names the first such frame.
+    """
+    _refuse(record, positions, eligible & ~np.isfinite(positions).all(1), "not finite")
+    if "object" not in record.arrays:
+        return
+    shape = record.arrays["object"].layout.shape
+    outside = ((positions < 0) | (positions > np.array(shape) - 1)).any(1)
+    _refuse(record, positions, eligible & outside, f"outside the stored object of {shape[0]} x {shape[1]} pixels")
+
+
+def _refuse(record: StoreRecord, positions: NDArray[np.float64], bad: NDArray[np.bool_], what: str) -> None:
+    if not bad.any():
+        return
+    first = int(np.argmax(bad))
+    y, x = positions[first].tolist()
+    raise SchemaError(
+        f"{record.path}: the position of frame {first} is ({y:.6g}, {x:.6g}), {what}; so are those of "
+        f"{np.count_nonzero(bad)} of {len(positions)} frames",
+        code="physics.positions",
+        hint="convert again with the right --positions, --pixel-size-m and --position-origin",
+    )
+
+
+def _mean_energy(path: Path, valid: Tensor | None) -> float:
+    total, n = 0.0, 0
+    for batch in ScanStream(path, StreamConfig(batches="sequential")):
+        energy = batch.diffraction.double().square()
+        total += float((energy if valid is None else energy[..., valid]).sum())
+        n += len(batch.diffraction)
+    return total / n
+
+
+class ScanPasses:
+    """Passes over a store in `sequential` order, read ahead also from one pass into the next; call it for a pass.
+
+    The batches and their bits are the same for any `num_workers`. Use it as a context, so that readers end with it.
+    """
+
+    def __init__(self, scene: Scene, *, batch_pixels: int, n_modes: int, num_workers: int = 0) -> None:
+        """Nothing is read before the first pass."""
+        self.batch_size = max(batch_pixels // (n_modes * scene.side**2), 1)
+        config = StreamConfig(batch_size=self.batch_size, batches="sequential", epochs=_ENDLESS)
+        self._stream = ScanStream(scene.record.path, config)
+        self._n_batches = self._stream.plan(0).n_steps
+        self._scale = scene.photons_scale
+        self._workers = num_workers
+        self._batches: Iterator[Batch] | None = None
+        self.waited_s = 0.0
+        """Seconds for which frames were waited for; not for the first batch, which nothing can be read ahead of."""
+
+    def __call__(self) -> Iterator[Frames]:
+        """All frames that are not invalid, once."""
+        done = 0
+        try:
+            while done < self._n_batches:
+                batch = self._next()
+                done += 1
+                yield Frames(
+                    intensity=photons(batch.diffraction[:, 0], photons_scale=self._scale),
+                    positions=batch.positions[:, 0],
+                    index=batch.indices[:, 0],
+                )
+        finally:
+            if done < self._n_batches:  # given up in the middle: the next pass begins at its beginning
+                self.close()
+
+    def _next(self) -> Batch:
+        if self._batches is None:
+            loader: Any = self._stream
+            if self._workers:
+                loader = DataLoader(self._stream, batch_size=None, num_workers=self._workers)
+            self._batches = iter(loader)
+            return next(self._batches)
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self.waited_s += time.perf_counter() - began
+        return batch
+
+    def close(self) -> None:
+        """End the readers; another pass would begin anew."""
+        batches, self._batches = self._batches, None
+        close = getattr(batches, "close", None)  # a generator has one, an iterator over workers ends when dropped
+        if close is not None:
+            close()
+
+    def __enter__(self) -> ScanPasses:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,126 @@
+"""`python -m pipeline.reconstruct SOURCE --output DIR`: a scan's frames to its object, with a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pipeline.cli import Outcome, command, progress
+from pipeline.config import ReconstructConfig
+from pipeline.errors import ConfigError
+from pipeline.scan.options import declaration_options
+
+_DEFAULTS = ReconstructConfig()
+
+
+@command("ptychozarr.reconstruct/1")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="folder to make, with object and report")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="go on with an interrupted run")
+@click.option(
+    "--prior",
+    type=click.Choice(["auto", "quadratic", "tv"]),
+    help=f"what the object is believed to be; held-out frames choose its weight [default: {_DEFAULTS.prior.name}]",
+)
+@click.option("--iterations", type=int, help=f"passes of the solve [default: {_DEFAULTS.solver.iterations}]")
+@click.option("--modes", type=int, help="probe modes [default: those of the store; 4 where auto refines]")
+@click.option(
+    "--refine",
+    type=click.Choice(["auto", "none", "probe", "probe,positions"]),
+    help="what to mend besides the object; auto decides by how well the stored probe explains held-out frames "
+    f"[default: {_DEFAULTS.refine.what}]",
+)
+@click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
+@click.option("--seed", type=int, help=f"of the frames held out [default: {_DEFAULTS.seed}]")
+@click.option("--threads", type=int, help=f"of the computation; part of the result [default: {_DEFAULTS.threads}]")
+@click.option("--num-workers", type=int, help="reading processes; no part of the result [default: 0]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any setting (run.toml of another run)")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="one setting, e.g. solver.step=0.5")
+@click.option("--catalog", type=click.Path(path_type=Path), help="look SOURCE up by name here")
+@declaration_options
+def main(
+    *, source: Path | None, output: Path | None, resume: Path | None, prior: str | None,
+    iterations: int | None, modes: int | None, refine: str | None, photons_per_frame: float | None,
+    seed: int | None, threads: int | None, num_workers: int | None, config: Path | None, sets: Sequence[str],
+    catalog: Path | None, **declared: Any,
+) -> Outcome:  # fmt: skip
+    """Find the object of SOURCE (a store, a legacy NPZ, or a catalog's name) from its photons, and report on it.
+
+    A prior is chosen on frames held out from the solve; where the stored probe does not explain them, probe, modes and
+    positions are refined. DIR then holds reconstruction.zarr, report.html and report.json; the same inputs give the
+    same bytes. A run that was stopped goes on with --resume DIR.
+    """
+    settings = {
+        "prior.name": prior, "solver.iterations": iterations, "refine.iterations": iterations, "refine.modes": modes,
+        "refine.what": refine, "photons_per_frame": photons_per_frame, "seed": seed, "threads": threads,
+        "num_workers": num_workers,
+    }  # fmt: skip
+    ctx = click.get_current_context()
+    if resume is not None:
+        _refuse_others(ctx)
+    elif source is None or output is None:
+        raise click.UsageError("Give SOURCE and --output DIR, or --resume DIR.", ctx)
+    else:
+        from pipeline.config import parse_setting, resolve_config
+
+        tree = resolve_config(
+            ReconstructConfig, file=config, settings={**dict(map(parse_setting, sets)), **_given(settings)}
+        )
+    from pipeline.evaluation.folder import at_work, begin_run, open_run
+    from pipeline.evaluation.run import run_reconstruction
+    from pipeline.scan.declaration import Declaration
+
+    if resume is not None:
+        run = open_run(resume, kind="reconstruct")
+    else:
+        assert source is not None
+        assert output is not None
+        run = begin_run(
+            source, output, tree, kind="reconstruct", said=Declaration(**declared), catalog=catalog,
+            command=["python", "-m", "pipeline.reconstruct", *sys.argv[1:]],
+        )  # fmt: skip
+    with at_work(run):
+        found = run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass"))
+    return Outcome(data=found, text=_text(found))
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _refuse_others(ctx: click.Context) -> None:
+    """A run that goes on keeps what it was begun with."""
+    ours = {"resume", "as_json", "quiet", "debug"}
+    others = [
+        name
+        for name in ctx.params
+        if name not in ours and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+    ]
+    if others:
+        raise ConfigError(
+            f"--resume takes no other option, and here is {others[0].replace('_', '-')}",
+            code="config.resume",
+            hint="the run goes on with what it was begun with; begin a new one to change it",
+        )
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    floor = "unknown" if found["nll_floor"] is None else f"{found['nll_floor']:.4f}"
+    name = "amplitude loss" if found["loss"] == "amplitude" else "Poisson NLL"
+    refined = "as stored" if found["refine"] == "none" else f"{found['refine']} refined, {found['modes']} mode(s)"
+    return (
+        f"{found['output']}: object, prior {found['prior']} {found['lam']:g}, probe {refined}\n"
+        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel; photon noise alone {floor}\n"
+        f"  report  {found['output']}/report.html\n"
+        f"  object  {found['output']}/reconstruction.zarr\n"
+        f"reconstruction_sha256 {found['reconstruction_sha256']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
