@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from pipeline import __version__
 from pipeline.errors import EnvironmentFault, PipelineError
@@ -51,6 +52,8 @@ EXIT_FINDINGS = 3
 EXIT_FAILED = 4
 """From this code on an outcome is a failure (`ok` is false), below it there are at most findings."""
 PROGRESS_EVERY_S = 10.0
+QUICK_S = 3.0
+"""What is over sooner needs no line of progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,21 @@ class Outcome:
 
 
 Body = Callable[..., Outcome]
+
+
+def as_typed(ctx: click.Context, module: str) -> list[str]:
+    """The command that does the same again: every argument and option that was typed, however the verb was reached."""
+    words = ["python", "-m", module]
+    for parameter in sorted(ctx.command.params, key=lambda p: isinstance(p, click.Option)):
+        assert parameter.name is not None
+        if ctx.get_parameter_source(parameter.name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[parameter.name]
+        values = value if parameter.multiple or parameter.nargs == -1 else [value]
+        for one in values:
+            option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+            words += option if one is True else [*option, str(one)]
+    return words
 
 
 def command(schema: str) -> Callable[[Body], click.Command]:
@@ -240,13 +258,14 @@ def progress(label: str, total: int, unit: str = "frame") -> Callable[[int], Non
 
 def _progress_lines(label: str, total: int, unit: str) -> Callable[[int], None]:
     state = {"done": 0, "told": 0, "at": time.monotonic()}
+    many = f"{unit}es" if unit.endswith("s") else f"{unit}s"
 
     def advance(done: int) -> None:
         state["done"] += done
         now = time.monotonic()
         waited, tenth = now - state["at"], state["done"] - state["told"] >= max(1, total // 10)
-        if waited > PROGRESS_EVERY_S or (tenth and waited > 1.0):  # what is over in a second needs no line
-            logging.info("%s: %d of %d %ss", label, state["done"], total, unit)
+        if waited > PROGRESS_EVERY_S or (tenth and waited > QUICK_S):
+            logging.info("%s: %d of %d %s", label, state["done"], total, many)
             state.update(told=state["done"], at=now)
 
     return advance

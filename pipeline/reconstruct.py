@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pipeline.cli import Outcome, command, progress
+from pipeline.cli import Outcome, as_typed, command, progress
 from pipeline.config import ReconstructConfig
 from pipeline.errors import ConfigError
 from pipeline.scan.options import declaration_options
@@ -72,7 +71,7 @@ def main(
             ReconstructConfig, file=config, settings={**dict(map(parse_setting, sets)), **_given(settings)}
         )
     from pipeline.evaluation.folder import at_work, begin_run, open_run
-    from pipeline.evaluation.run import run_reconstruction
+    from pipeline.evaluation.run import check_reconstruction, run_reconstruction
     from pipeline.scan.declaration import Declaration
 
     if resume is not None:
@@ -82,7 +81,8 @@ def main(
         assert output is not None
         run = begin_run(
             source, output, tree, kind="reconstruct", said=Declaration(**declared), catalog=catalog,
-            command=["python", "-m", "pipeline.reconstruct", *sys.argv[1:]],
+            command=as_typed(ctx, "pipeline.reconstruct"),
+            check=lambda record: check_reconstruction(record, tree),
         )  # fmt: skip
     with at_work(run):
         found = run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass"))

@@ -19,6 +19,7 @@ MODULES = {
     "restore": "converters.zarr2npz",
     "inspect": "converters.inspect",
     "iterate": "pipeline.iterate",
+    "reconstruct": "pipeline.reconstruct",
     "simulate": "pipeline.simulate",
     "verify": "pipeline.verify",
     "catalog": "catalogs",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from pipeline.errors import (
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
-from pipeline.scan.record import open_record
+from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_file, staged_folder
 
 CONFIG_NAME: Final = "run.toml"
@@ -59,10 +60,21 @@ class RunFolder:
 
 
 def begin_run(
-    source: Path, output: Path, config: object, *, kind: str, said: Declaration, catalog: Path | None,
+    source: Path,
+    output: Path,
+    config: object,
+    *,
+    kind: str,
+    said: Declaration,
+    catalog: Path | None,
     command: Sequence[str],
-) -> RunFolder:  # fmt: skip
+    check: Callable[[StoreRecord], object],
+) -> RunFolder:
     """Make the folder of a run; a legacy NPZ becomes its data.zarr first. Nothing is left where that fails.
+
+    Parameters
+    ----------
+    check : raises where the run cannot be, before the folder appears.
 
     Raises
     ------
@@ -80,8 +92,10 @@ def begin_run(
         store = there.path.absolute()
         if there.kind != "store":
             store = stage / DATA_NAME
+            logging.getLogger(__name__).info("%s: a legacy NPZ, converted to %s first", source, output / DATA_NAME)
             ingest(plan_ingest(there.path, said), store)
         record = open_record(store)
+        check(record)
         provenance = record.attrs.get("provenance", {})
         facts = {
             "format": _FORMAT,

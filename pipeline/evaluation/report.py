@@ -385,7 +385,7 @@ summary { cursor: pointer; color: var(--soft); }
 @media (max-width: 45rem) { img { width: 60rem; } th, td { padding-right: .9rem; } }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --tint: #f4f4f4;
     --warn: #fff; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  img { width: auto; max-width: 100%; max-height: 18.5cm; } figure { margin: .5rem 0; break-inside: avoid; }
+  html, body { font-size: 10pt; } main { max-width: none; padding: 0; }
+  img { width: auto; max-width: 100%; max-height: 22cm; } figure { margin: .5rem 0; break-inside: avoid; }
   .wide { overflow: visible; } section, aside { break-inside: avoid; } details { display: none; } }
 """

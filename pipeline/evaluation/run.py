@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +20,15 @@ from pipeline.evaluation.folder import RunFolder, host, versions
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.result import NAME, write_result
 from pipeline.learning.determinism import make_deterministic
-from pipeline.learning.estimate import Estimate, estimate
+from pipeline.learning.estimate import Estimate, estimate, refuse_modes
 from pipeline.learning.journal import Journal, Progress
-from pipeline.physics.passes import ScanPasses, Scene, open_scene
-from pipeline.scan.record import open_record
+from pipeline.physics.passes import ScanPasses, Scene, check_scene, open_scene
+from pipeline.scan.record import StoreRecord, open_record
 
 _LOSS_NAMES: Final = {
-    "poisson": "Poisson NLL per pixel",
-    "poisson-background": "Poisson NLL per pixel",
-    "amplitude": "amplitude loss per pixel",
+    "poisson": "Poisson NLL",
+    "poisson-background": "Poisson NLL",
+    "amplitude": "amplitude loss",
 }
 
 
@@ -88,6 +89,18 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     return summary(run.path)
 
 
+def check_reconstruction(record: StoreRecord, config: ReconstructConfig) -> None:
+    """Refuse a store that cannot be reconstructed so. Reads no frame.
+
+    Raises
+    ------
+    SchemaError, ConfigError
+        See `check_scene` and `refuse_modes`.
+    """
+    check_scene(record)
+    refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+
+
 def summary(folder: Path) -> Mapping[str, Any]:
     """What a whole reconstruction says about itself, read from its store."""
     record = open_record(folder / NAME)
@@ -145,7 +158,7 @@ def _facts(
     gain = None if found.gain is None else found.gain.numpy()[scene.eligible]
     return {
         "title": f"Reconstruction of {source['name']}",
-        "command": " ".join(run.facts["command"]),
+        "command": shlex.join(run.facts["command"]),
         "source": {**source, "store_sha256": scene.record.store_sha256},
         "frames": scene.n_frames,
         "frame_shape": [scene.side, scene.side],

@@ -27,6 +27,7 @@ from pipeline.physics.passes import ScanPasses, Scene
 from pipeline.physics.prior import Prior
 from pipeline.physics.refine import (
     MODES_BY_EVIDENCE,
+    MOST_MODES,
     REFINING_PRIOR,
     RefineState,
     adjusted,
@@ -119,18 +120,25 @@ class Estimate:
     solver: SolverConfig
 
 
-def refuse_modes(config: ReconstructConfig, *, stored: int) -> None:
-    """Refuse more probe modes than the store has where nothing can make them.
+def refuse_modes(config: RefineConfig, *, stored: int) -> None:
+    """Refuse more probe modes than the store has where nothing can make them, before any work.
 
     Raises
     ------
     ConfigError
     """
-    if config.refine.what == "none" and (config.refine.modes or 1) > stored:
+    asked = config.modes or stored
+    if config.what == "none" and asked > stored:
         raise ConfigError(
-            f"{config.refine.modes} probe modes, and the store has {stored}; only a refinement makes more",
+            f"{asked} probe modes, and the store has {stored}; only a refinement makes more",
             code="config.modes",
             hint="--refine probe",
+        )
+    if asked > max(stored, MOST_MODES):
+        raise ConfigError(
+            f"{asked} probe modes, and the store has {stored}; a refinement makes at most {MOST_MODES}",
+            code="config.modes",
+            hint=f"--modes {MOST_MODES}",
         )
 
 
@@ -159,7 +167,7 @@ def estimate(scene: Scene, config: ReconstructConfig, journal: Journal) -> Estim
     DivergedError
         A solve met numbers that are not finite.
     """
-    refuse_modes(config, stored=len(scene.probe))
+    refuse_modes(config.refine, stored=len(scene.probe))
     if config.refine.modes is not None:
         scene = replace(scene, probe=scene.probe[: config.refine.modes])
     split = split_frames(permutation(config.seed, Purpose.HELD_OUT, n=scene.n_frames), scene.positions, scene.eligible)

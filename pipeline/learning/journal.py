@@ -13,8 +13,10 @@ from pipeline.learning.checkpoint import load_checkpoint, pack_state, save_check
 State = TypeVar("State")
 Progress = Callable[[int], None]
 
-SAVE_EVERY_S: Final = 10.0
-"""A state is written when this long has passed since the last one, and whenever the run is told to stop."""
+SAVE_EVERY_S: Final = 2.0
+_SAVE_SHARE: Final = 0.05
+"""A state is written when 2 s have passed since the last one and 20 times what writing that took, and whenever a run is
+told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,23 +79,25 @@ class Journal:
             state, kept, before = unpack_state(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
         advance, begun = self._tell(name, passes), _clocks(waited)
         advance(done(state))
-        saved_at = begun[1]
+        due_at = begun[1] + self._save_every_s
 
         def spent() -> list[float]:
             return [old + now - start for old, now, start in zip(before, _clocks(waited), begun, strict=True)]
 
-        def save() -> None:
+        def save() -> float:
+            at = time.perf_counter()
             tensors, numbers = pack_state(state)
             save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent()})
+            now = time.perf_counter()
+            return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)
 
         try:
             for following in states(state):
                 noted, state = watch(following), following
                 kept = kept if noted is None else [*kept, noted]
                 advance(1)
-                if time.perf_counter() - saved_at > self._save_every_s:
-                    save()
-                    saved_at = time.perf_counter()
+                if time.perf_counter() > due_at:
+                    due_at = save()
         except (KeyboardInterrupt, SystemExit):
             save()
             raise

@@ -61,21 +61,15 @@ class Scene:
         return int(self.probe.shape[-1])
 
 
-def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
-    """The scene of the store at `path`. Reads probe, mask and positions; frames only where their scale is to be found.
-
-    Parameters
-    ----------
-    photons_per_frame : the mean that frames are scaled to; None where the store's own scale holds. Where neither is
-        known, the loss is "amplitude".
+def check_scene(record: StoreRecord) -> NDArray[np.float64]:
+    """The positions (frame, 2) (y, x) of a store that a solver can work on. Reads no frame.
 
     Raises
     ------
     SchemaError
         It is no scan, has no probe, frames are not square, or positions are not finite or outside the stored object.
     """
-    record = open_record(path.absolute())
-    arrays = record.arrays
+    arrays, path = record.arrays, record.path
     if "diffraction" not in arrays:
         raise SchemaError(f"{path}: holds no diffraction frames, so it is no scan", code="physics.no_scan")
     if "probe" not in arrays:
@@ -87,22 +81,44 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
     if height != width:
         raise SchemaError(f"{path}: frames of {height} x {width}; a solver needs square ones", code="physics.frames")
     positions = np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
-    eligible = read_all(record, "frame_valid") if "frame_valid" in arrays else np.ones(len(positions), np.bool_)
-    refuse_positions(record, positions, eligible)
-    valid = torch.from_numpy(read_all(record, "valid")) if "valid" in arrays else None
+    refuse_positions(record, positions, _eligible(record))
+    return positions
+
+
+def _eligible(record: StoreRecord) -> NDArray[np.bool_]:
+    if "frame_valid" in record.arrays:
+        return read_all(record, "frame_valid")
+    return np.ones(record.arrays["diffraction"].layout.shape[0], np.bool_)
+
+
+def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
+    """The scene of the store at `path`. Reads probe, mask and positions; frames only where their scale is to be found.
+
+    Parameters
+    ----------
+    photons_per_frame : the mean that frames are scaled to; None where the store's own scale holds. Where neither is
+        known, the loss is "amplitude".
+
+    Raises
+    ------
+    SchemaError
+        See `check_scene`.
+    """
+    record = open_record(path.absolute())
+    positions = check_scene(record)
+    valid = torch.from_numpy(read_all(record, "valid")) if "valid" in record.arrays else None
     scale = record.attrs["photons_scale"]
-    if photons_per_frame is not None or scale is None:
+    found = None if scale is None else float(scale)
+    if photons_per_frame is not None or found is None:
         energy = _mean_energy(path, valid)
-        scale_found = scale_to_dose(energy, photons_per_frame=photons_per_frame or UNKNOWN_DOSE)
-    else:
-        scale_found = float(scale)
+        found = scale_to_dose(energy, photons_per_frame=photons_per_frame or UNKNOWN_DOSE)
     return Scene(
         record=record,
         probe=torch.from_numpy(read_all(record, "probe")),
         valid=valid,
         positions=positions,
-        eligible=eligible,
-        photons_scale=scale_found,
+        eligible=_eligible(record),
+        photons_scale=found,
         loss="poisson" if scale is not None or photons_per_frame is not None else "amplitude",
         declared=photons_per_frame is not None,
     )

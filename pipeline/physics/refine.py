@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import RefineConfig, SolverConfig
-from pipeline.errors import ConfigError
 from pipeline.physics.forward import (
     Frames,
     Optics,
@@ -135,19 +134,11 @@ def with_modes(probe: Tensor, n_modes: int) -> Tensor:
     Parameters
     ----------
     probe : (mode, N, N) complex; its total energy is kept.
-
-    Raises
-    ------
-    ConfigError
-        More modes are asked for than can be made.
+    n_modes : at most 6, or as many as the probe has.
     """
     own = probe[:n_modes]
     missing = n_modes - len(own)
-    if missing and n_modes > MOST_MODES:
-        raise ConfigError(
-            f"{n_modes} probe modes cannot be made of {len(own)}: at most {MOST_MODES}", code="config.modes",
-            hint="--modes",
-        )  # fmt: skip
+    assert missing == 0 or n_modes <= MOST_MODES, "more were refused before any work"
     if missing == 0:
         return own.clone()
     energy = own.abs().square().sum()

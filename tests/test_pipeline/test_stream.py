@@ -1,11 +1,20 @@
-"""One order, everywhere: the same bytes for any workers, after any resume, each chunk decoded once."""
+"""One order, everywhere: the same bytes for any workers, after any resume; read ahead, and no more than two windows."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +27,11 @@ from torch.utils.data import DataLoader  # noqa: E402  # behind the check that t
 
 from pipeline.config import StreamConfig  # noqa: E402
 from pipeline.errors import ConfigError, IntegrityError, PlanError  # noqa: E402
-from pipeline.sampling.plan import Window  # noqa: E402
+from pipeline.sampling.plan import EpochPlan, Layout, Window, plan_epoch, resolve_order  # noqa: E402
 from pipeline.scan.store import open_scan, write_scan  # noqa: E402
 from pipeline.stream.measure import iterate  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
-from pipeline.stream.window import Residents, threads, window_graph  # noqa: E402
+from pipeline.stream.window import Residents, by_epoch, threads, window_graph, windows_in_line  # noqa: E402
 from tests.builders import make_counts, make_probe, make_scan  # noqa: E402
 from tests.guards import REPOSITORY, run_command  # noqa: E402
 
@@ -90,10 +99,18 @@ def test_order_and_content_are_the_same_for_any_number_of_workers(store: Path, m
 
 
 @pytest.mark.parametrize("mode", ["shuffled", "sequential"])
-def test_each_chunk_is_decoded_once_an_epoch(store: Path, mode: str) -> None:
-    stream = ScanStream(store, config(**MODES[mode]))
+def test_each_chunk_is_decoded_at_most_once_an_epoch(store: Path, mode: str) -> None:
+    stream = ScanStream(store, config(**MODES[mode], epochs=3))
     told = iterate(stream)
-    assert told.chunks_decoded == 2 * stream.record.arrays["diffraction"].layout.n_chunks
+    assert told.chunks_decoded is not None
+    assert 40 <= told.chunks_decoded <= 3 * 40
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_scan_that_fits_the_window_is_decoded_once_for_all_epochs(store: Path, mode: str) -> None:
+    first_25_chunks = np.arange(157) < 100
+    told = iterate(ScanStream(store, config(**MODES[mode], epochs=3), frames=first_25_chunks))
+    assert told.chunks_decoded == 25
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -115,6 +132,152 @@ def test_the_stream_itself_knows_how_far_it_was_read(small: Path) -> None:
     for _ in range(3):
         last = next(running)
     assert stream.state_dict() == stream.state_dict(after=last)
+
+
+class Watched(ScanStream):
+    """A stream that notes which epochs were planned, and by which thread."""
+
+    def __init__(self, path: Path, config: StreamConfig) -> None:
+        super().__init__(path, config)
+        self.planned: list[tuple[int, threading.Thread]] = []
+
+    def plan(self, epoch: int) -> EpochPlan:
+        self.planned.append((epoch, threading.current_thread()))
+        return super().plan(epoch)
+
+    def planned_in_time(self, epoch: int) -> bool:
+        """Whether an epoch is planned before long."""
+        end = time.monotonic() + 20
+        while epoch not in [number for number, _ in self.planned] and time.monotonic() < end:
+            time.sleep(0.01)
+        return time.monotonic() < end
+
+
+def test_the_next_batch_and_no_further_one_is_made_while_one_is_used(small: Path) -> None:
+    stream = Watched(small, config(batch_size=45, epochs=10**9))  # a batch is an epoch, so a plan tells that it is made
+    running = iter(stream)
+    first = next(running)
+    assert stream.planned_in_time(1)
+    assert stream.state_dict() == stream.state_dict(after=first)  # what is made ahead is not delivered
+    time.sleep(0.2)
+    assert [number for number, _ in stream.planned] == [0, 1]
+    assert threading.current_thread() not in [thread for _, thread in stream.planned]
+    assert next(running).epoch == 1
+    running.close()
+
+
+@pytest.mark.parametrize("mode", ["shuffled", "cluster", "sequential"])
+def test_an_epoch_does_not_depend_on_how_many_follow(store: Path, mode: str) -> None:
+    few = [digest(batch) for batch in ScanStream(store, config(**MODES[mode]))]
+    running = iter(ScanStream(store, config(**MODES[mode], epochs=10**9)))
+    assert [digest(next(running)) for _ in few] == few
+    running.close()
+
+
+def used_up(running: Iterator[Batch]) -> None:
+    list(running)
+
+
+def closed(running: Iterator[Batch]) -> None:
+    next(running)
+    running.close()  # type: ignore[attr-defined]
+
+
+def left_by_an_error_of_the_consumer(running: Iterator[Batch]) -> None:
+    with contextlib.suppress(ZeroDivisionError):
+        for batch in running:
+            batch.step // 0
+
+
+def stopped_by_damage(running: Iterator[Batch]) -> None:
+    with pytest.raises(IntegrityError):
+        list(running)
+
+
+@pytest.mark.parametrize("end", [used_up, closed, left_by_an_error_of_the_consumer, stopped_by_damage])
+def test_no_thread_is_left_when_an_iteration_ends(
+    store: Path, tmp_path: Path, end: Callable[[Iterator[Batch]], None]
+) -> None:
+    if end is stopped_by_damage:
+        store = damaged_copy(store, tmp_path, chunk=39)
+    before = set(threading.enumerate())
+    running = iter(ScanStream(store, config()))
+    assert set(threading.enumerate()) == before
+    end(running)
+    del running
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("which", ["making", "reading", "decoding"])
+def test_an_iteration_can_be_closed_by_one_of_its_own_threads(which: str) -> None:
+    opened = threads()
+    pool = getattr(opened.__enter__(), which)
+    pool.submit(opened.__exit__, None, None, None).result(timeout=20)
+
+
+def test_what_is_left_to_do_at_the_end_is_dropped() -> None:
+    with threads() as running:
+        reads = [running.reading.submit(time.sleep, 0.2) for _ in range(50)]
+        making = running.making.submit(reads[-1].result)  # as a batch waits for its window
+    assert reads[-1].cancelled()
+    assert isinstance(making.exception(), CancelledError)
+
+
+def test_a_batch_is_let_go_of_when_the_next_one_is_taken(small: Path) -> None:
+    taken: list[weakref.ref[torch.Tensor]] = []
+    for batch in ScanStream(small, config()):
+        assert [ref() for ref in taken] == [None] * len(taken)
+        taken.append(weakref.ref(batch.diffraction))
+
+
+ENDS = """
+import sys
+from pipeline.stream.scan_stream import ScanStream, StreamConfig
+running = iter(ScanStream(sys.argv[1], StreamConfig(batch_size=13, epochs=10**9)))
+next(running)
+print("ready", flush=True)
+"""
+
+
+def test_an_interpreter_with_an_open_iteration_exits(store: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, str(store)], capture_output=True, text=True, cwd=REPOSITORY, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+
+
+def test_an_interrupt_ends_an_iteration(store: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{ENDS}for batch in running: pass", str(store)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert told.splitlines()[-1] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_deliver_the_rest_of_an_iteration_that_still_runs_here(small: Path, start: str) -> None:
+    whole = [digest(batch) for batch in ScanStream(small, config())]
+    stream = ScanStream(small, config())
+    running = iter(stream)
+    next(running)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context=start)
+    assert [digest(batch) for batch in loader] == whole[1:]
+    running.close()
+
+
+def test_workers_that_are_left_early_end(small: Path) -> None:
+    loader = iter(DataLoader(ScanStream(small, config(epochs=10**9)), batch_size=None, num_workers=2))
+    next(loader)
+    workers = multiprocessing.active_children()
+    del loader
+    assert workers
+    assert not [worker for worker in workers if worker.is_alive()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -180,13 +343,25 @@ def test_a_state_of_another_store_or_order_is_refused_and_named(store: Path, sma
         ScanStream(small, config(seed=9)).load_state_dict(state)
 
 
+def damaged_copy(store: Path, folder: Path, *, chunk: int) -> Path:
+    """The same store with one chunk of frames reversed."""
+    copy = folder / "damaged.zarr"
+    shutil.copytree(store, copy)
+    file = copy / "diffraction" / f"c.{chunk}.0.0"
+    file.write_bytes(file.read_bytes()[::-1])
+    return copy
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_chunk_stops_the_stream_and_is_named(tmp_path: Path, workers: int) -> None:
-    write_scan(make_scan(n_frames=45), tmp_path / "s.zarr")
-    chunk = tmp_path / "s.zarr" / "diffraction" / "c.0.0.0"
-    chunk.write_bytes(chunk.read_bytes()[::-1])
-    with pytest.raises(IntegrityError, match=r"diffraction chunk 0 \(frames 0-44\)"):
-        iterate(ScanStream(tmp_path / "s.zarr", config()), num_workers=workers)
+def test_a_damaged_chunk_stops_the_stream_at_its_window_and_is_named(store: Path, tmp_path: Path, workers: int) -> None:
+    whole = [digest(batch) for batch in ScanStream(store, config(batches="sequential"))]
+    stream = ScanStream(damaged_copy(store, tmp_path, chunk=39), config(batches="sequential"))
+    delivered = []
+    with pytest.raises(IntegrityError, match=r"diffraction chunk 39 \(frames 156-156\)"):
+        for batch in DataLoader(stream, batch_size=None, num_workers=workers):
+            delivered.append(digest(batch))  # a list made in one go would be lost with the error
+    valid_frames_of_the_first_window = 28 * 4 - 1
+    assert delivered == whole[: valid_frames_of_the_first_window // 13]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +396,76 @@ def test_a_chunk_that_the_next_window_left_out_because_it_was_there_is_kept_for_
         residents = Residents(refs, iter(line), lanes=1, threads=running)
         open_chunks = [set(residents.at(step)) for step in range(5)]
     assert (open_chunks[0], open_chunks[3], residents.n_decoded) == ({0, 1}, {1, 2}, 3)
+
+
+def line_of(batch_size: int, steps: range) -> tuple[list[EpochPlan], Iterator[Window], int]:
+    """Three epochs of 157 frames in 40 chunks and windows of 8; the windows that some steps read; the lanes."""
+    layout = Layout(
+        chunk_of=np.arange(157) // 4, n_chunks=40, positions=np.zeros((157, 2)), eligible=np.ones(157, bool)
+    )
+    order = resolve_order(batches="shuffled", batch_size=batch_size, n_frames=157, window_chunks=8)
+    plans = [plan_epoch(layout, order, seed=1, epoch=epoch) for epoch in range(3)]
+    return plans, windows_in_line(plans.__getitem__, steps, plans[0].n_steps), order.lanes
+
+
+@pytest.mark.parametrize("stride", [1, 2, 30])
+@pytest.mark.parametrize("batch_size", [3, 6, 8])
+def test_every_chunk_of_a_step_is_there_and_never_more_than_two_windows(
+    store: Path, batch_size: int, stride: int
+) -> None:
+    refs = ScanStream(store, config()).chunk_refs()
+    n_steps = 157 // batch_size
+    steps = range(7, 3 * n_steps, stride)
+    plans, line, lanes = line_of(batch_size, steps)
+    with threads() as running:
+        residents = Residents(refs, line, lanes=lanes, threads=running)
+        for step in steps:
+            needed = np.unique(plans[step // n_steps].batch(step % n_steps) // 4)
+            assert set(needed.tolist()) <= set(residents.at(step))
+            assert len(residents.held()) <= 2 * 8
+
+
+def test_each_lane_has_its_next_window_read_ahead_also_at_the_end_of_an_epoch(store: Path) -> None:
+    refs = ScanStream(store, config()).chunk_refs()
+    steps = range(3 * 19)
+    plans, line, lanes = line_of(8, steps)
+    assert lanes == 4
+    with threads() as running:
+        residents = Residents(refs, line, lanes=lanes, threads=running)
+        for step in range(19):
+            residents.at(step)
+        first_of_next = {c for window in plans[1].windows if window.first_step == 0 for c in window.chunks}
+        assert first_of_next <= residents.held()
+
+
+@pytest.mark.parametrize("stride", [1, 3, 40])
+def test_windows_that_no_step_of_a_worker_reads_are_left_out(stride: int) -> None:
+    steps = range(2, 3 * 19, stride)
+    _, line, _ = line_of(8, steps)
+    windows = list(line)
+    assert windows
+    assert all(window.first_step in steps and window.last_step in steps for window in windows)
+    assert [w.first_step for w in windows] == sorted(w.first_step for w in windows)
+
+
+def test_an_epoch_is_planned_when_its_first_window_is_asked_for(store: Path) -> None:
+    stream = Watched(store, config(epochs=10**9))
+    n_steps = stream.plan(0).n_steps
+    stream.planned.clear()
+    line = windows_in_line(stream.plan, range(10**9 * n_steps), n_steps)
+    while next(line).first_step < n_steps:
+        pass
+    assert [epoch for epoch, _ in stream.planned] == [0, 1]
+
+
+def test_epochs_without_a_step_of_a_worker_are_passed_over() -> None:
+    far_apart = range(5, 10**15, 3 * 10**14)
+    assert [(epoch, list(steps)) for epoch, steps in by_epoch(far_apart, 10)] == [(n // 10, [n]) for n in far_apart]
+
+
+def test_the_time_that_the_consumer_waits_is_measured(store: Path) -> None:
+    told = iterate(ScanStream(store, config()))
+    assert 0 < told.wait_s < told.seconds
 
 
 def test_the_command_prints_the_hashes_of_a_store_and_of_its_npz(tmp_path: Path) -> None:
