@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ from pipeline.physics.gauge import BLANK
 from pipeline.physics.losses import loss_of
 from pipeline.physics.noise import expected_r_factor_parts, r_factor_parts
 from pipeline.physics.passes import Scene
+from pipeline.physics.solver import chosen_frames
 from pipeline.scan.chunks import read_all
+
+_PIECE: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,21 +52,28 @@ def fit_of(passes: Passes, found: Estimate, *, n_frames: int) -> Fit:
     """The fit of an estimate over all frames of the passes. Reads the scan once."""
     frame_loss = np.full(n_frames, np.nan)
     padded = pad_canvas(found.canvas, outside=BLANK)
+    bad = found.optics.bad
+    mask = None if bad is None else ~bad.numpy()
     sums = np.zeros(4)
     for batch in passes():
-        frames = batch if found.gain is None else _adjusted(batch, found)
-        fields = with_gain(fields_of(padded, windows_of(frames.positions, found.optics), found.optics), frames.gain)
-        light, measured = intensity_of(fields).double(), to_corner(frames.intensity).double()
-        good = torch.ones_like(light[0], dtype=torch.bool) if found.optics.bad is None else ~found.optics.bad
-        losses = loss_of(found.solver.loss, measured, light, background=found.background)
-        frame_loss[frames.index.numpy()] = losses[:, good].mean(1).numpy()
-        if found.solver.loss == "poisson-background":
-            light = light + found.background
-        parts = r_factor_parts(measured.numpy(), light.numpy(), good=good.numpy())
-        expected = expected_r_factor_parts(light.numpy(), good=good.numpy())
-        sums += [part.sum() for part in (*parts, *expected)]
+        for few in _few_at_a_time(batch):
+            frames = few if found.gain is None else _adjusted(few, found)
+            fields = with_gain(fields_of(padded, windows_of(frames.positions, found.optics), found.optics), frames.gain)
+            light, measured = intensity_of(fields).double(), to_corner(frames.intensity).double()
+            losses = loss_of(found.solver.loss, measured, light, background=found.background)
+            frame_loss[frames.index.numpy()] = losses.flatten(1).mean(1) if bad is None else losses[:, ~bad].mean(1)
+            if found.solver.loss == "poisson-background":
+                light += found.background
+            parts = r_factor_parts(measured.numpy(), light.numpy(), good=mask)
+            sums += [part.sum() for part in (*parts, *expected_r_factor_parts(light.numpy(), good=mask))]
     floor = None if found.solver.loss == "amplitude" else float(sums[2] / sums[3])
     return Fit(frame_loss=frame_loss, r_factor=float(sums[0] / sums[1]), r_factor_floor=floor)
+
+
+def _few_at_a_time(batch: Frames) -> Iterator[Frames]:
+    """The frames of a batch in pieces whose float64 values stay small beside a solver's batch."""
+    for first in range(0, len(batch.index), _PIECE):
+        yield chosen_frames(batch, torch.arange(first, min(first + _PIECE, len(batch.index))))
 
 
 def _adjusted(batch: Frames, found: Estimate) -> Frames:

@@ -120,9 +120,7 @@ class Residents:
     plan (all lanes together) are the most that is held. Counts how many chunks were decoded or are being decoded.
     """
 
-    def __init__(
-        self, refs: Sequence[ChunkRef], windows: Iterator[Window], *, lanes: int, threads: Threads
-    ) -> None:  # fmt: skip
+    def __init__(self, refs: Sequence[ChunkRef], windows: Iterator[Window], *, lanes: int, threads: Threads) -> None:
         self._refs, self._windows, self._threads = refs, windows, threads
         self._most = 2 * lanes
         self._next = next(windows, None)
