@@ -1,4 +1,4 @@
-"""One store in a list: what its metadata says, or why it cannot be used. No array data is read."""
+"""One store in a list, a scan or a reconstruction: what its metadata says, or why it cannot be used. Reads no array."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.scan.record import StoreRecord, open_record
+from pipeline.scan.schema import RECONSTRUCTION_FORMAT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogEntry:
-    """A store's row. Where `problem` is set nothing else but path and name is known; unknown facts are None."""
+    """A store's row. Where `problem` is set nothing else but path and name is known; unknown facts are None.
+
+    kind : "scan", or "reconstruction" with `quantity` "object", `frame_shape` that of the frames it was found from,
+        `made_from` their store's digest, and name that of its run.
+    """
 
     path: Path
     name: str
     problem: str | None = None
+    kind: str | None = None
     frames: int | None = None
     frame_shape: tuple[int, int] | None = None
     quantity: str | None = None
@@ -29,17 +35,21 @@ class CatalogEntry:
     source_name: str | None = None
     source_sha256: str | None = None
     store_sha256: str | None = None
+    made_from: str | None = None
+    loss: float | None = None
 
 
 def entry_of(path: Path) -> CatalogEntry:
     """The row of the store at `path`; a broken store is a row that says why."""
     try:
-        return _of_record(open_record(path))
+        record = open_record(path)
+        is_object = record.attrs.get("ptychozarr_format") == RECONSTRUCTION_FORMAT
+        return _of_reconstruction(record) if is_object else _of_scan(record)
     except PipelineError as exc:  # a list of many stores goes on; the reason is in the row
         return CatalogEntry(path=path, name=path.stem, problem=str(exc))
 
 
-def _of_record(record: StoreRecord) -> CatalogEntry:
+def _of_scan(record: StoreRecord) -> CatalogEntry:
     variables, attrs = record.variables, record.attrs
     if "diffraction" not in variables or not isinstance(attrs.get("photons_per_frame"), dict):
         return CatalogEntry(path=record.path, name=record.path.stem, problem="no scan: no diffraction or no attributes")
@@ -51,6 +61,7 @@ def _of_record(record: StoreRecord) -> CatalogEntry:
     return CatalogEntry(
         path=record.path,
         name=record.path.stem,
+        kind="scan",
         frames=frames,
         frame_shape=(height, width),
         quantity=variables["diffraction"].attrs.get("quantity"),
@@ -63,4 +74,24 @@ def _of_record(record: StoreRecord) -> CatalogEntry:
         source_name=source.get("name"),
         source_sha256=source.get("sha256"),
         store_sha256=record.store_sha256,
+    )
+
+
+def _of_reconstruction(record: StoreRecord) -> CatalogEntry:
+    probe, obj, attrs = record.variables["probe"], record.variables["object"], record.attrs
+    return CatalogEntry(
+        path=record.path,
+        name=record.path.absolute().parent.name,
+        kind="reconstruction",
+        frames=record.variables["frame_index"].layout.shape[0],
+        frame_shape=(probe.layout.shape[1], probe.layout.shape[2]),
+        quantity="object {} x {}".format(*obj.layout.shape),
+        dtype=obj.dtype.name,
+        probe_modes=probe.layout.shape[0],
+        has_object=True,
+        stored_bytes=record.stored_bytes,
+        verdict="pass",
+        store_sha256=record.store_sha256,
+        made_from=attrs["store_sha256"],
+        loss=attrs["nll"]["solver"],
     )

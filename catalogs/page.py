@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.scan.record import open_record
+from pipeline.scan.schema import RECONSTRUCTION_FORMAT
 
 _FACTS = (
     "photons_scale",
@@ -18,6 +19,7 @@ _FACTS = (
     "detector_distance_m",
     "position_origin",
 )
+_FACTS_OF_OBJECT = ("origin_px", "prior", "refine", "loss", "nll", "r_factor", "photons_scale", "store_sha256")
 
 
 def page_data(path: Path) -> Mapping[str, Any]:
@@ -63,12 +65,14 @@ def page(data: Mapping[str, Any]) -> str:
         sizes = ", ".join(f"{dim}: {n}" for dim, n in zip(a["dims"], a["shape"], strict=True))
         unit = "".join(f", {a[key]}" for key in ("quantity", "units") if a[key])
         lines.append(f"    {name:<22} {a['dtype']:<10} ({sizes}){unit}")
+    facts = _FACTS if attributes.get("ptychozarr_format") != RECONSTRUCTION_FORMAT else _FACTS_OF_OBJECT
     lines += ["", "  facts"]
-    lines += [f"    {name:<22} {_fact(attributes.get(name))}" for name in _FACTS]
+    lines += [f"    {name:<22} {_fact(attributes.get(name))}" for name in facts]
     lines += _provenance(attributes.get("provenance", {}))
-    broken = [f"{rule}: {found}" for rule, found in attributes.get("validation", {}).items() if found != "pass"]
-    n_rules = len(attributes.get("validation", {}))
-    lines += ["", f"  validation  {'; '.join(broken) if broken else f'{n_rules} rules pass'}"]
+    if "validation" in attributes:
+        broken = [f"{rule}: {found}" for rule, found in attributes["validation"].items() if found != "pass"]
+        passed = f"{len(attributes['validation'])} rules pass"
+        lines += ["", f"  validation  {'; '.join(broken) or passed}"]
     return "\n".join(lines)
 
 

@@ -42,10 +42,10 @@ def _cells(entry: CatalogEntry) -> tuple[str, ...]:
         entry.name,
         str(entry.frames),
         "{} x {}".format(*entry.frame_shape),
-        f"{entry.quantity} {entry.dtype}",
+        str(entry.quantity) if entry.kind == "reconstruction" else f"{entry.quantity} {entry.dtype}",
         photons,
         str(entry.probe_modes),
         f"{entry.stored_bytes:,}",
         entry.store_sha256[:12],
-        entry.source_name or UNKNOWN,
+        f"store {entry.made_from[:12]}" if entry.made_from else entry.source_name or UNKNOWN,
     )

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.scan.record import StoreRecord
+from pipeline.scan.schema import RECONSTRUCTION_FORMAT
 from pipeline.scan.staging import staged_folder
 from pipeline.scan.store import StoreWriter, spec_of
 
-FORMAT: Final = "ptychozarr-reconstruction/1"
 NAME: Final = "reconstruction.zarr"
 
 
@@ -88,7 +88,7 @@ def write_result(result: Result, target: Path, *, attrs: Mapping[str, Any]) -> S
             spec = spec_of(name, dims, values.shape, values.dtype, attrs=about)
             writer.add(spec, _blocks(values, spec.layout.chunk[0]))
         record = writer.finish(
-            {"ptychozarr_format": FORMAT, "origin_px": list(result.origin_px), **attrs},
+            {"ptychozarr_format": RECONSTRUCTION_FORMAT, "origin_px": list(result.origin_px), **attrs},
         )
         writer.check(record)
     return record

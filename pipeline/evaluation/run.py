@@ -19,6 +19,7 @@ from pipeline.evaluation.figure import Curve, Reconstruction, draw, save
 from pipeline.evaluation.folder import RunFolder, host, versions
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.result import NAME, write_result
+from pipeline.learning.allocator import keep_memory
 from pipeline.learning.determinism import make_deterministic
 from pipeline.learning.estimate import Estimate, estimate, refuse_modes
 from pipeline.learning.journal import Journal, Progress
@@ -51,6 +52,7 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         return summary(run.path)
     config = run.config(ReconstructConfig)
     make_deterministic(threads=config.threads)
+    keep_memory()
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
     journal = Journal(run.checkpoints, tell=tell)
     found = estimate(scene, config, journal)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT: Final = "ptychozarr/1"
+RECONSTRUCTION_FORMAT: Final = "ptychozarr-reconstruction/1"
+"""What a store says it is: a scan, or the object found from one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
