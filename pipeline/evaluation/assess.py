@@ -1,88 +1,23 @@
-"""How well an estimate explains every frame, and how far its object is from one that the store holds. One pass."""
+"""An estimate in the gauge of the source, and how far its object is from one that the store holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import compare_objects, scored_box
 from pipeline.evaluation.result import Result
 from pipeline.learning.estimate import Estimate
-from pipeline.physics.forward import (
-    CanvasGeometry,
-    Frames,
-    Passes,
-    fields_of,
-    intensity_of,
-    pad_canvas,
-    to_corner,
-    windows_of,
-    with_gain,
-)
-from pipeline.physics.gauge import BLANK
-from pipeline.physics.losses import loss_of
-from pipeline.physics.noise import expected_r_factor_parts, r_factor_parts
+from pipeline.physics.forward import CanvasGeometry
 from pipeline.physics.passes import Scene
-from pipeline.physics.solver import chosen_frames
 from pipeline.scan.chunks import read_all
 
-_PIECE: Final = 32
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fit:
-    """How well an object explains the frames it was made from.
-
-    frame_loss : (frame,) float64, mean per good pixel; NaN where a frame was not used.
-    r_factor, r_factor_floor : sum |sqrt I - sqrt l| / sum sqrt I, found and expected of photon noise alone (None where
-        photons are unknown).
-    """
-
-    frame_loss: NDArray[np.float64]
-    r_factor: float
-    r_factor_floor: float | None
-
-
-def fit_of(passes: Passes, found: Estimate, *, n_frames: int) -> Fit:
-    """The fit of an estimate over all frames of the passes. Reads the scan once."""
-    frame_loss = np.full(n_frames, np.nan)
-    padded = pad_canvas(found.canvas, outside=BLANK)
-    bad = found.optics.bad
-    mask = None if bad is None else ~bad.numpy()
-    sums = np.zeros(4)
-    for batch in passes():
-        for few in _few_at_a_time(batch):
-            frames = few if found.gain is None else _adjusted(few, found)
-            fields = with_gain(fields_of(padded, windows_of(frames.positions, found.optics), found.optics), frames.gain)
-            light, measured = intensity_of(fields).double(), to_corner(frames.intensity).double()
-            losses = loss_of(found.solver.loss, measured, light, background=found.background)
-            frame_loss[frames.index.numpy()] = losses.flatten(1).mean(1) if bad is None else losses[:, ~bad].mean(1)
-            if found.solver.loss == "poisson-background":
-                light += found.background
-            parts = r_factor_parts(measured.numpy(), light.numpy(), good=mask)
-            sums += [part.sum() for part in (*parts, *expected_r_factor_parts(light.numpy(), good=mask))]
-    floor = None if found.solver.loss == "amplitude" else float(sums[2] / sums[3])
-    return Fit(frame_loss=frame_loss, r_factor=float(sums[0] / sums[1]), r_factor_floor=floor)
-
-
-def _few_at_a_time(batch: Frames) -> Iterator[Frames]:
-    """The frames of a batch in pieces whose float64 values stay small beside a solver's batch."""
-    for first in range(0, len(batch.index), _PIECE):
-        yield chosen_frames(batch, torch.arange(first, min(first + _PIECE, len(batch.index))))
-
-
-def _adjusted(batch: Frames, found: Estimate) -> Frames:
-    assert found.gain is not None
-    positions = batch.positions if found.shift is None else batch.positions + found.shift[batch.index]
-    return batch._replace(positions=positions, gain=found.gain[batch.index])
-
-
-def result_of(scene: Scene, found: Estimate, fit: Fit) -> Result:
+def result_of(scene: Scene, found: Estimate) -> Result:
     """An estimate in the gauge of the source."""
     gauge, n = found.optics.gauge, scene.n_frames
     shift = np.zeros((n, 2)) if found.shift is None else found.shift.numpy()
@@ -95,7 +30,7 @@ def result_of(scene: Scene, found: Estimate, fit: Fit) -> Result:
         positions=scene.positions + shift,
         shift=shift,
         gain=np.ones(n) if found.gain is None else found.gain.numpy(),
-        frame_loss=fit.frame_loss,
+        frame_loss=found.fit.frame_loss,
     )
 
 

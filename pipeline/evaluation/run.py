@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import ReconstructConfig, to_toml
-from pipeline.evaluation.assess import compare_with, fit_of, reference_of, result_of
+from pipeline.evaluation.assess import compare_with, reference_of, result_of
 from pipeline.evaluation.figure import Curve, Reconstruction, draw, save
 from pipeline.evaluation.folder import RunFolder, host, versions
 from pipeline.evaluation.report import write_report
@@ -23,7 +23,7 @@ from pipeline.learning.allocator import keep_memory
 from pipeline.learning.determinism import make_deterministic
 from pipeline.learning.estimate import Estimate, estimate, refuse_modes
 from pipeline.learning.journal import Journal, Progress
-from pipeline.physics.passes import ScanPasses, Scene, check_scene, open_scene
+from pipeline.physics.passes import Scene, check_scene, open_scene
 from pipeline.scan.record import StoreRecord, open_record
 
 _LOSS_NAMES: Final = {
@@ -56,19 +56,12 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
     journal = Journal(run.checkpoints, tell=tell)
     found = estimate(scene, config, journal)
-    with ScanPasses(
-        scene,
-        batch_pixels=config.solver.batch_pixels,
-        n_modes=len(found.optics.probe),
-        num_workers=config.num_workers,
-    ) as passes:
-        fit = fit_of(passes, found, n_frames=scene.n_frames)
-    result = result_of(scene, found, fit)
+    result = result_of(scene, found)
     role = str(scene.record.arrays["object"].attrs.get("role")) if "object" in scene.record.arrays else "none"
     reference = reference_of(scene, found.optics.geometry)
     metrics = compare_with(reference, result, role=role, used=scene.eligible)
     told = _facts(run, config, scene, found, journal)
-    told |= {"metrics": metrics, "r_factor": fit.r_factor, "r_factor_floor": fit.r_factor_floor}
+    told |= {"metrics": metrics, "r_factor": found.fit.r_factor, "r_factor_floor": found.fit.r_factor_floor}
     picture = Reconstruction(
         object=result.object,
         coverage=result.coverage,
@@ -77,7 +70,7 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         positions=result.positions,
         position_shift=None if found.shift is None else result.shift,
         gain=None if found.gain is None else result.gain,
-        frame_loss=fit.frame_loss,
+        frame_loss=found.fit.frame_loss,
         loss_name=_LOSS_NAMES[found.solver.loss],
         convergence=_curves(found),
         floor=found.chosen.floor,
@@ -86,7 +79,7 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     )
     save(draw(picture, title=told["title"]), run.path / "report.png")
     write_report(run.path, told, {"reconstruction": run.path / "report.png"})
-    write_result(result, run.path / NAME, attrs=_attributes(config, scene, found, fit.r_factor))
+    write_result(result, run.path / NAME, attrs=_attributes(config, scene, found))
     shutil.rmtree(run.checkpoints)
     return summary(run.path)
 
@@ -123,7 +116,7 @@ def summary(folder: Path) -> Mapping[str, Any]:
     }
 
 
-def _attributes(config: ReconstructConfig, scene: Scene, found: Estimate, r_factor: float) -> Mapping[str, Any]:
+def _attributes(config: ReconstructConfig, scene: Scene, found: Estimate) -> Mapping[str, Any]:
     """Root attributes of the result: what it was made of and how; nothing that differs from run to run."""
     settled = {"ptychozarr", "numpy", "torch"}
     return {
@@ -142,7 +135,7 @@ def _attributes(config: ReconstructConfig, scene: Scene, found: Estimate, r_fact
             "floor": found.chosen.floor,
             "frames": int(np.count_nonzero(found.split.judged)),
         },
-        "r_factor": r_factor,
+        "r_factor": found.fit.r_factor,
         "photons_scale": scene.photons_scale,
         "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
         "versions": {name: text for name, text in versions().items() if name in settled},

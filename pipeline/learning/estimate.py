@@ -21,6 +21,7 @@ from pipeline.physics.choice import (
     held_out_scores,
     split_frames,
 )
+from pipeline.physics.fit import Fit, fit_of
 from pipeline.physics.forward import Optics, Passes
 from pipeline.physics.losses import REPORTED_BACKGROUND
 from pipeline.physics.passes import ScanPasses, Scene
@@ -101,6 +102,7 @@ class Estimate:
     trials : each candidate judged; chosen : the one that the estimate was made with.
     canvas : (y, x) complex; den : (y, x) real. optics : its probe is the one used.
     shift : (frame, 2) float64 and gain : (frame,) float64, None where they are as stored.
+    fit : to the frames it was made from.
     background : b of the reported losses. solver : configuration of the final solve.
     """
 
@@ -116,6 +118,7 @@ class Estimate:
     optics: Optics
     shift: Tensor | None
     gain: Tensor | None
+    fit: Fit
     background: float
     solver: SolverConfig
 
@@ -240,6 +243,7 @@ def _known(
         optics=optics,
         shift=None,
         gain=None,
+        fit=_fit(passes, state.canvas, optics, scene=work.scene, solver=solver),
         background=REPORTED_BACKGROUND,
         solver=solver,
     )
@@ -288,6 +292,7 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         trials = _judge_all(work, passes, frames, held, choosing)
         chosen = min(trials, key=lambda trial: trial.loss)
         state = refined("refine", chosen.prior, None)
+        fit = _fit(adjusted(passes, state), state.canvas, with_probe(optics, state.probe), scene=scene, solver=solver)
     moved = "positions" in config.what
     return Estimate(
         refined=config.what,
@@ -302,6 +307,7 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         optics=with_probe(optics, state.probe),
         shift=state.shift if moved else None,
         gain=state.gain,
+        fit=fit,
         background=_reported(solver),
         solver=solver,
     )
@@ -384,6 +390,10 @@ def _solve_part(
         waited=lambda: passes.waited_s,
         watch=lambda state: [state.iteration - 1, witness.told()],
     )
+
+
+def _fit(passes: Passes, canvas: Tensor, optics: Optics, *, scene: Scene, solver: SolverConfig) -> Fit:
+    return fit_of(passes, canvas, optics, n_frames=scene.n_frames, loss=solver.loss, background=_reported(solver))
 
 
 def _reported(config: SolverConfig) -> float:
