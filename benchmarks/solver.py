@@ -1,152 +1,296 @@
-"""The solver beside the amplitude projection on simulated frames: error and CPU-seconds over iterations.
+"""The solver as measured: error over CPU-seconds, the prior chosen, a measured scan with its probe held or refined.
 
-python -m benchmarks.solver --data FOLDER, the folder that holds lines_ci_n1e5_test.npz. One thread.
+    python -m benchmarks.solver --data FOLDER [--more 6]
+
+FOLDER holds lines_ci_n1e5_test.npz (simulated) and siemens516_full.npz (measured). Frames are streamed from stores, one
+thread computes, scoring is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Final, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.config import SolverConfig
-from pipeline.physics.choice import HeldOut, Trial, choose_prior, held_out_frames, try_priors
-from pipeline.physics.forward import CanvasGeometry, Frames, Passes
-from pipeline.physics.losses import REPORTED_BACKGROUND
-from pipeline.physics.prior import Prior
-from pipeline.physics.solver import (
-    SolverState,
-    blank_state,
-    prepare,
-    project_amplitude,
-    solve,
-    stages_of,
-    survey_scan,
-)
+from pipeline.config import ReconstructConfig, SolverConfig
+from pipeline.evaluation.metrics import complex_nrmse
+from pipeline.learning.allocator import keep_memory
+from pipeline.learning.determinism import make_deterministic
+from pipeline.learning.estimate import EVIDENCE_PRIOR, Estimate, estimate
+from pipeline.learning.journal import Journal
+from pipeline.physics.choice import Split, held_out_scores, split_frames
+from pipeline.physics.fit import fit_of
+from pipeline.physics.forward import Optics, Passes
+from pipeline.physics.passes import ScanPasses, Scene, open_scene
+from pipeline.physics.refine import REFINING_PRIOR, RefineState, adjusted, epie, refine, start_refinement, with_probe
+from pipeline.physics.solver import blank_state, canvas_over, prepare, project_amplitude, solve, survey_scan
+from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
-from pipeline.scan.ingest import canonical_values, plan_ingest
+from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.seeding import Purpose, permutation
 from pipeline.simulate.recipe import recipe_named
 from pipeline.simulate.scan import plan_simulation
+from pipeline.simulate.write import write_store
 
-SCORED = slice(43, 211)
-BATCH_PIXELS = 1 << 20
-
-
-def batches_of(counts: NDArray[np.uint16], positions: NDArray[np.float64]) -> Passes:
-    """Frames in RAM as passes of batches of 2^20 pixels, converted anew in every pass, as a stream does."""
-    size = max(BATCH_PIXELS // counts[0].size, 1)
-
-    def passes() -> Iterable[Frames]:
-        for first in range(0, len(counts), size):
-            rows = slice(first, min(first + size, len(counts)))
-            yield Frames(
-                torch.from_numpy(counts[rows].astype(np.float32)),
-                torch.from_numpy(positions[rows]),
-                torch.arange(rows.start, rows.stop),
-            )
-
-    return passes
+State = TypeVar("State")
+LOSS: Final = "poisson-background"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """A scan with its true object; `scored` are the rows and columns that count."""
+class Plan:
+    """How much is done; iterations at which something is scored are called `at`.
 
-    title: str
-    counts: NDArray[Any]
-    positions: NDArray[np.float64]
-    probe: NDArray[np.complex64]
-    truth: NDArray[np.complex64]
-    scored: slice
+    scored : rows and columns of a known object that count. modes : of the refinements.
+    epie_passes : those with steps of 1 and those with 0.2.
+    """
 
-
-def complex_nrmse(found: NDArray[Any], case: Case) -> float:
-    """Complex NRMSE on the scored area after one complex least-squares factor."""
-    a, b = (obj[case.scored, case.scored].astype(np.complex128).ravel() for obj in (found, case.truth))
-    factor = np.vdot(a, b) / np.vdot(a, a)
-    return float(np.linalg.norm(factor * a - b) / np.linalg.norm(b))
+    config: ReconstructConfig = field(default_factory=ReconstructConfig)
+    scored: slice = slice(43, 211)
+    known_at: Sequence[int] = (5, 10, 20, 30, 40, 60, 120)
+    held_at: Sequence[int] = (10, 40)
+    refined_at: Sequence[int] = (10, 20, 30, 40)
+    modes: Sequence[int] = (1, 2, 4)
+    epie_passes: tuple[int, int] = (5, 40)
 
 
-def report(name: str, states: Iterable[SolverState], case: Case, at: Sequence[int]) -> None:
-    """Print error @ CPU-seconds at some iterations; scoring is not timed."""
-    spent, begun, cells = 0.0, time.process_time(), []
+def timed(states: Iterable[State]) -> Iterator[tuple[State, float]]:
+    """States beside the CPU-seconds that they and those before took; what happens in between is not counted."""
+    spent, begun = 0.0, time.process_time()
     for state in states:
         spent += time.process_time() - begun
-        if state.iteration in at:
-            cells.append(f"{state.iteration}: {complex_nrmse(state.canvas.numpy(), case):.4f} @{spent:.1f}")
-        if state.iteration >= max(at):
-            break
+        yield state, spent
         begun = time.process_time()
-    print(f"  {name:34} {'   '.join(cells)}", flush=True)
 
 
-def measure(case: Case, *, iterations: int) -> None:
-    """Print the table of one scan: up to three times as many iterations as the solver does by default."""
-    print(case.title, flush=True)
-    config = SolverConfig(iterations=iterations, start_iterations=iterations * 3 // 4)
-    passes, probe = batches_of(case.counts, case.positions), torch.from_numpy(case.probe)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def passes_of(scene: Scene, plan: Plan, *, n_modes: int) -> ScanPasses:
+    """Passes in batches for so many probe modes."""
+    return ScanPasses(scene, batch_pixels=plan.config.solver.batch_pixels, n_modes=n_modes)
+
+
+def optics_of(scene: Scene, passes: Passes, config: SolverConfig, *, margin: float = 0.0) -> Optics:
+    """The optics of the stored probe, the canvas wider by `margin` pixels on each side."""
+    survey = survey_scan(passes, scene.probe, valid=scene.valid)
+    geometry = canvas_over(survey, side=scene.side, margin=margin)
+    return prepare(survey, scene.probe, config=config, geometry=geometry, valid=scene.valid)
+
+
+# --- simulated scans, whose objects are known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What was measured on a scan whose object is known.
+
+    courses : name of a method -> complex NRMSE and CPU-seconds after each number of iterations.
+    found : what `estimate` chose; error : complex NRMSE of its object.
+    cpu_s : of evidence, of the choice, of the solve, of all that `estimate` did.
+    """
+
+    title: str
+    courses: dict[str, list[tuple[float, float]]]
+    found: Estimate
+    error: float
+    cpu_s: tuple[float, ...]
+
+
+def error_of(canvas: Tensor, optics: Optics, scene: Scene, scored: slice) -> float:
+    """Complex NRMSE in the scored rows and columns of the stored object's grid."""
+    cut = tuple(slice(scored.start - first, scored.stop - first) for first in optics.geometry.origin)
+    return complex_nrmse(canvas.numpy()[cut], read_all(scene.record, "object")[scored, scored])
+
+
+def measure_known(title: str, store: Path, journal: Journal, plan: Plan) -> Known:
+    """Solver and amplitude projection from a blank start, then what `estimate` makes of the scan."""
+    scene, last = open_scene(store), max(plan.known_at)
+    config = replace(plan.config.solver, iterations=last)
+    with passes_of(scene, plan, n_modes=len(scene.probe)) as passes:
+        optics = optics_of(scene, passes, config)
+        start = blank_state(passes, optics)
+        methods = {
+            f"solver, {EVIDENCE_PRIOR}": solve(passes, optics, prior=EVIDENCE_PRIOR, config=config, start=start),
+            "amplitude projection, no prior": project_amplitude(passes, optics, start=start),
+        }
+        courses = {
+            name: [
+                (error_of(state.canvas, optics, scene, plan.scored), spent)
+                for state, spent in timed(islice(states, last))
+                if state.iteration in plan.known_at
+            ]
+            for name, states in methods.items()
+        }
     begun = time.process_time()
-    survey = survey_scan(passes, probe)
-    height, width = case.truth.shape
-    optics = prepare(survey, probe, config=config, geometry=CanvasGeometry(origin=(0, 0), shape=(height, width)))
-    start = blank_state(passes, optics)
-    print(f"  c0 {survey.gauge.blank_in_source:.4f}, support {optics.support}, {time.process_time() - begun:.2f} CPU-s")
-    at = [iterations * eighths // 8 for eighths in (1, 2, 4, 6, 8, 12, 24)]
-    quadratic, longer = Prior(name="quadratic", weight=0.03), replace(config, iterations=3 * iterations)
-    report(f"solver, {quadratic}", solve(passes, optics, prior=quadratic, config=longer, start=start), case, at)
-    report("amplitude projection, no prior", project_amplitude(passes, optics, start=start), case, at)
-    begun = time.process_time()
-    frames = held_out_frames(permutation(0, Purpose.HELD_OUT, n=len(case.counts)))
-    held_out = HeldOut(frames=frames, survey=survey, background=REPORTED_BACKGROUND)
-    chosen = chosen_prior(try_priors(passes, optics, held_out=held_out, config=config))
-    print(f"  chosen: {chosen} after {time.process_time() - begun:.1f} CPU-s")
-    at = [sum(length for _, length in stages_of(chosen, config)) * eighths // 8 for eighths in range(2, 9)]
-    report(f"solver, {chosen}", solve(passes, optics, prior=chosen, config=config, start=start), case, at)
+    found = estimate(scene, plan.config, journal)
+    spent = time.process_time() - begun
+    error = error_of(found.canvas, found.optics, scene, plan.scored)
+    parts = [
+        sum(phase.cpu_s for phase in journal.phases if phase.name.startswith(part))
+        for part in ("evidence", "choice", "solve")
+    ]
+    return Known(title=title, courses=courses, found=found, error=error, cpu_s=(*parts, spent))
 
 
-def chosen_prior(trials: Iterable[Trial]) -> Prior:
-    """The prior of the best trial; prints every candidate's loss as it comes."""
-    done = []
-    for trial in trials:
-        print(f"  {trial.prior!s:20} held-out NLL {trial.loss:.5f}", flush=True)
-        done.append(trial)
-    return choose_prior(done).prior
-
-
-def mix_like(path: Path) -> Case:
-    """The recipe `mix-test` with probe and positions of another scan."""
-    mix = plan_simulation(recipe_named("mix-test"), seed=0, like=path)
-    geometry = mix.geometry
-    counts = mix.counts(0, len(geometry.positions))
-    return Case(
-        title="mix", counts=counts, positions=geometry.positions, probe=geometry.probe, truth=mix.object, scored=SCORED
+def known_tables(scans: Sequence[Known], plan: Plan) -> str:
+    """Error over iterations; each candidate's held-out loss, the chosen one's in bold; what the choice led to."""
+    courses = [
+        [f"{scan.title}: {name}", *(f"{error:.4f} @{spent:.1f}" for error, spent in course)]
+        for scan in scans
+        for name, course in scan.courses.items()
+    ]
+    losses, chosen = list[list[str]](), list[list[str]]()
+    for scan in scans:
+        best, trials = scan.found.chosen, scan.found.trials
+        cells = (f"**{trial.loss:.5f}**" if trial is best else f"{trial.loss:.5f}" for trial in trials)
+        losses.append([scan.title, *cells, f"{best.floor:.5f}"])
+        chosen.append([scan.title, str(best.prior), f"{scan.error:.4f}", *(f"{cpu_s:.1f}" for cpu_s in scan.cpu_s)])
+    names = (str(trial.prior) for trial in scans[0].found.trials)
+    return "\n\n".join(
+        (
+            table(["complex NRMSE @ CPU-s after iteration", *map(str, plan.known_at)], courses),
+            table(["held-out loss", *names, "photon noise alone"], losses),
+            table(["estimate", "prior", "NRMSE", "CPU-s: evidence", "choice", "solve", "all"], chosen),
+        )
     )
+
+
+# --- a measured scan, judged by frames held out
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well object and probe predict frames that they were not made from.
+
+    nll, floor : per good pixel of the frames that judge, found and expected of photon noise alone.
+    r_factor : over all frames, those held out included.
+    """
+
+    method: str
+    iteration: int
+    nll: float
+    floor: float | None
+    r_factor: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """A measured scan: what every method is given and judged by."""
+
+    scene: Scene
+    split: Split
+    plan: Plan
+
+    def score(self, canvas: Tensor, frames: Passes, optics: Optics) -> tuple[float, float | None, float]:
+        """Held-out NLL, its floor and R_F of a canvas on the frames and optics that belong to it."""
+        background = self.plan.config.refine.background
+        nll, floor = held_out_scores(frames, canvas, optics, split=self.split, loss=LOSS, background=background)
+        fit = fit_of(frames, canvas, optics, n_frames=self.scene.n_frames, loss=LOSS, background=background)
+        return nll, floor, fit.r_factor
+
+    def whole_windows(self, passes: Passes) -> Optics:
+        """The optics that a refinement begins with: all of the stored probe, and room for positions to move."""
+        config, margin = replace(self.plan.config.solver, support_energy=1.0), self.plan.config.refine.max_shift_px
+        optics = optics_of(self.scene, passes, config, margin=margin)
+        return with_probe(optics, optics.probe)
+
+
+def measure_held(bench: Bench) -> Iterator[Score]:
+    """The stored probe held fixed."""
+    scene, at, use = bench.scene, bench.plan.held_at, bench.split.solved
+    config, method = replace(bench.plan.config.solver, iterations=max(at)), f"stored probe held, {EVIDENCE_PRIOR}"
+    with passes_of(scene, bench.plan, n_modes=len(scene.probe)) as passes:
+        optics = optics_of(scene, passes, config)
+        start = blank_state(passes, optics, use=use)
+        for state, spent in timed(solve(passes, optics, prior=EVIDENCE_PRIOR, config=config, start=start, use=use)):
+            if state.iteration in at:
+                yield Score(method, state.iteration, *bench.score(state.canvas, passes, optics), spent)
+
+
+def measure_epie(bench: Bench) -> Iterator[Score]:
+    """Own ePIE with probe update, one mode: after the last of its passes, and after the one that predicts best."""
+    (n_wide, n_narrow), use, scores = bench.plan.epie_passes, bench.split.solved, list[Score]()
+    method = f"own ePIE with probe update, {n_wide} passes at 1, {n_narrow} at 0.2"
+    with passes_of(bench.scene, bench.plan, n_modes=1) as passes:
+        optics = bench.whole_windows(passes)
+
+        def run() -> Iterator[RefineState]:
+            state = start_refinement(optics, n_frames=bench.scene.n_frames)
+            for step in [1.0] * n_wide + [0.2] * n_narrow:
+                state = next(epie(passes, optics, start=state, object_step=step, probe_step=step, use=use))
+                yield state
+
+        for state, spent in timed(run()):
+            found = bench.score(state.canvas, passes, with_probe(optics, state.probe))
+            scores.append(Score(method, state.start_passes, *found, spent))
+    yield scores[-1]
+    yield replace(min(scores, key=lambda score: score.nll), method="the same after its best pass")
+
+
+def measure_refined(bench: Bench, modes: int) -> Iterator[Score]:
+    """Probe, positions and gains refined; CPU-seconds include the passes of ePIE in front."""
+    at, use, method = bench.plan.refined_at, bench.split.solved, f"refined, modes: {modes}; {REFINING_PRIOR}"
+    config = replace(bench.plan.config.refine, what="probe,positions", modes=modes, iterations=max(at))
+    solver = replace(bench.plan.config.solver, loss=LOSS, background=config.background)
+    with passes_of(bench.scene, bench.plan, n_modes=modes) as passes:
+        optics = bench.whole_windows(passes)
+        start = start_refinement(optics, n_frames=bench.scene.n_frames)
+        states = refine(passes, optics, prior=REFINING_PRIOR, solver=solver, config=config, start=start, use=use)
+        for state, spent in timed(states):
+            if state.iteration in at:
+                frames, lens = adjusted(passes, state), with_probe(optics, state.probe)
+                yield Score(method, state.iteration, *bench.score(state.canvas, frames, lens), spent)
+
+
+def measure_measured(store: Path, plan: Plan) -> list[Score]:
+    """Every method on one scan, all judged by the same frames, which none of them solves with."""
+    scene = open_scene(store)
+    split = split_frames(permutation(0, Purpose.HELD_OUT, n=scene.n_frames), scene.positions, scene.eligible)
+    bench = Bench(scene=scene, split=split, plan=plan)
+    refined = (measure_refined(bench, modes) for modes in plan.modes)
+    return list(chain(measure_held(bench), measure_epie(bench), *refined))
+
+
+def measured_table(scores: Sequence[Score]) -> str:
+    """One row for each score."""
+    head = ["method", "iterations", "held-out NLL", "photon noise alone", "R_F", "CPU-s"]
+    numbers = ([f"{value:.4f}" for value in (score.nll, score.floor, score.r_factor)] for score in scores)
+    rows = ([s.method, str(s.iteration), *found, f"{s.cpu_s:.1f}"] for s, found in zip(scores, numbers, strict=True))
+    return table(head, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the file's lines, then the recipe `mix-test` with its probe and positions."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with lines_ci_n1e5_test.npz")
+    """Print the tables of the simulated scans, then that of the measured one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the two NPZ files")
+    parser.add_argument("--more", type=int, nargs="+", default=[], help="refine with so many modes too")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    path = options.data / "lines_ci_n1e5_test.npz"
-    values = canonical_values(plan_ingest(path, Declaration()))
-    positions = np.stack([values["position_y"], values["position_x"]], axis=1)
-    with np.load(path) as npz:
-        counts = npz["diff3d"]
-    lines = Case(
-        title="lines", counts=counts, positions=positions, probe=values["probe"], truth=values["object"], scored=SCORED
-    )
-    measure(lines, iterations=SolverConfig().iterations)
-    measure(mix_like(path), iterations=SolverConfig().iterations)
+    make_deterministic(threads=1)
+    keep_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder, source = Path(name), options.data / "lines_ci_n1e5_test.npz"
+        stores = {title: folder / f"{title}.zarr" for title in ("lines", "mix", "siemens")}
+        ingest(plan_ingest(source, Declaration()), stores["lines"])
+        write_store(plan_simulation(recipe_named("mix-test"), seed=0, like=source), stores["mix"])
+        said = Declaration(position_origin="n/2-0.5")
+        ingest(plan_ingest(options.data / "siemens516_full.npz", said), stores["siemens"])
+        plan, known = replace(Plan(), modes=(*Plan().modes, *options.more)), []
+        for title in ("lines", "mix"):
+            (folder / title).mkdir()
+            journal = Journal(folder / title, tell=lambda name, passes: lambda done: None)
+            known.append(measure_known(title, stores[title], journal, plan))
+        print(f"{known_tables(known, plan)}\n", flush=True)
+        print(measured_table(measure_measured(stores["siemens"], plan)))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import convert, formats
 
@@ -25,3 +26,59 @@ def test_the_table_of_formats_finds_every_stack_exact() -> None:
 def test_benchmark_counts_are_about_as_bright_as_asked_for() -> None:
     counts = convert.make_counts(64, 32, 1e4)
     np.testing.assert_allclose(counts.sum(axis=(1, 2)).mean(), 1e4, rtol=0.02)
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The cells of a markdown table, its head first."""
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return [head, *rows]
+
+
+def test_the_solver_benchmark_prints_errors_and_the_choice_on_a_known_object(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.solver import Plan, known_tables, measure_known
+    from pipeline.config import PriorConfig, ReconstructConfig, SolverConfig
+    from pipeline.learning.journal import Journal
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import quiet, store_of
+
+    config = ReconstructConfig(
+        prior=PriorConfig(choice_iterations=6),
+        solver=SolverConfig(iterations=8, start_iterations=3, batch_pixels=50 * 32 * 32),
+    )
+    plan = Plan(config=config, scored=slice(20, 60), known_at=(2, 8))
+    store = store_of(make_scan(noise=True), tmp_path / "s.zarr")
+    known = measure_known("small", store, Journal(tmp_path, tell=quiet), plan)
+    courses, losses, chosen = map(cells_of, known_tables([known], plan).split("\n\n"))
+    assert courses[0][1:] == ["2", "8"]
+    solver, projection = ([float(cell.partition(" @")[0]) for cell in row[1:]] for row in courses[1:])
+    assert solver[1] < solver[0] < 1
+    assert solver[1] < projection[1] < 1
+    found = dict(zip(losses[0][1:-1], losses[1][1:-1], strict=True))
+    best = min(found, key=lambda prior: float(found[prior].strip("*")))
+    assert [prior for prior, loss in found.items() if loss.startswith("**")] == [best] == [chosen[1][1]]
+    assert 0 < float(chosen[1][2]) < solver[0]
+    assert sum(known.cpu_s[:3]) < known.cpu_s[3]
+
+
+def test_the_solver_benchmark_judges_a_refined_probe_beside_the_stored_one(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.solver import Plan, measure_measured, measured_table
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import store_of
+
+    scan = make_scan(noise=True)
+    wrong = scan.probe * np.exp(0.4j * np.hypot(*np.mgrid[-16:16, -16:16])).astype(np.complex64)
+    store = store_of(scan, tmp_path / "s.zarr", probe=wrong.astype(np.complex64))
+    plan = Plan(held_at=(4,), refined_at=(4, 8), modes=(1, 2), epie_passes=(2, 3))
+    head, *rows = cells_of(measured_table(measure_measured(store, plan)))
+    assert [int(row[1]) for row in rows[:2]] == [4, 5]
+    assert [int(row[1]) for row in rows[3:]] == [4, 8, 4, 8]
+    held, epie, epie_best, *refined = (float(row[head.index("held-out NLL")]) for row in rows)
+    assert epie_best <= epie
+    assert refined[1] < refined[0] < held
+    floors = [float(row[head.index("photon noise alone")]) for row in rows]
+    assert floors[4] < refined[1]
+    spent = [float(row[head.index("CPU-s")]) for row in rows]
+    assert spent[2] <= spent[1]
+    assert spent[3] <= spent[4]
