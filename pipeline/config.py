@@ -24,6 +24,7 @@ PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
 PriorChoice: TypeAlias = Literal["auto", "quadratic", "tv"]
 RefineChoice: TypeAlias = Literal["auto", "none", "probe", "probe,positions"]
 BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
+ModelName: TypeAlias = Literal["canvas"]
 
 Tree = TypeVar("Tree")
 
@@ -149,6 +150,88 @@ class RefineConfig:
             max_step_px=0 < self.max_step_px < math.inf,
             max_shift_px=0 < self.max_shift_px < math.inf,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How weights are fitted: AdamW without weight decay, a linear warm-up, then half a cosine.
+
+    steps : of the network; the cosine spans them all. learning_rate, last_rate : the largest and the last.
+    warmup : steps of the linear rise. beta1, beta2 : AdamW's memory of gradient and square.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 2e-3
+    last_rate: float = 1e-6
+    warmup: int = 30
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "fit",
+            self,
+            steps=self.steps >= 0,
+            learning_rate=0 < self.learning_rate < math.inf,
+            last_rate=0 <= self.last_rate < math.inf,
+            warmup=self.warmup >= 0,
+            beta1=0 <= self.beta1 < 1,
+            beta2=0 <= self.beta2 < 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """The network: channels of its finest scale, and how many coarser scales it has."""
+
+    width: int = 24
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        _in_range("network", self, width=self.width >= 1, depth=self.depth == 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A training: from a store's frames to a bundle. Fields that a reconstruction has too mean the same.
+
+    model : "canvas". stream : its batches; `seed` is that of the run, `epochs` follows from the steps.
+    """
+
+    model: ModelName = "canvas"
+    seed: int = 0
+    threads: int = 1
+    num_workers: int = 0
+    photons_per_frame: float | None = None
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    stream: StreamConfig = field(default_factory=lambda: StreamConfig(batch_size=192, batches="cluster"))
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "",
+            self,
+            seed=self.seed >= 0,
+            threads=self.threads >= 1,
+            num_workers=self.num_workers >= 0,
+            photons_per_frame=self.photons_per_frame is None or 0 < self.photons_per_frame < math.inf,
+        )
+        if self.model == "canvas" and self.stream.gridsize != 1:
+            raise ConfigError(
+                f"the model canvas works on single frames, and stream.gridsize is {self.stream.gridsize}",
+                code="config.gridsize", hint="--gridsize 1",
+            )  # fmt: skip
+
+    @property
+    def solving(self) -> ReconstructConfig:
+        """The part that a reconstruction of the same scan has."""
+        return ReconstructConfig(
+            seed=self.seed, threads=self.threads, num_workers=self.num_workers,
+            photons_per_frame=self.photons_per_frame, prior=self.prior, solver=self.solver, refine=self.refine,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

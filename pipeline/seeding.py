@@ -30,6 +30,9 @@ class Purpose(StrEnum):
     WINDOW_PHASE = "window-phase"
     WINDOW_FRAMES = "window-frames"
     HELD_OUT = "held-out"
+    HALVES = "halves"
+    WEIGHTS = "weights"
+    STEP = "step"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:

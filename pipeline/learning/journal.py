@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from torch import Tensor
+
 from pipeline.learning.checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
 
 State = TypeVar("State")
@@ -56,6 +58,8 @@ class Journal:
         *,
         passes: int,
         begin: Callable[[], State],
+        pack: Callable[[State], tuple[Mapping[str, Tensor], Mapping[str, int]]] = pack_state,
+        unpack: Callable[[type[State], Mapping[str, Tensor], Mapping[str, int]], State] = unpack_state,
         states: Callable[[State], Iterator[State]],
         done: Callable[[State], int],
         waited: Callable[[], float],
@@ -67,6 +71,7 @@ class Journal:
         ----------
         passes : how many the whole phase takes.
         begin : the state before the first pass. states : all states after a given one.
+        pack, unpack : a state as tensors and integers, and back.
         done : passes behind a state.
         waited : a clock of the seconds spent waiting for data.
         watch : a JSON value to keep of a state, or None for nothing.
@@ -76,7 +81,7 @@ class Journal:
         if saved is None:
             state, kept, before = begin(), list[Any](), [0.0, 0.0, 0.0]
         else:
-            state, kept, before = unpack_state(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
+            state, kept, before = unpack(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
         advance, begun = self._tell(name, passes), _clocks(waited)
         advance(done(state))
         due_at = begun[1] + self._save_every_s
@@ -86,7 +91,7 @@ class Journal:
 
         def save() -> float:
             at = time.perf_counter()
-            tensors, numbers = pack_state(state)
+            tensors, numbers = pack(state)
             save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent()})
             now = time.perf_counter()
             return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)

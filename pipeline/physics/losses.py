@@ -44,6 +44,17 @@ def loss_of(name: LossName, measured: Tensor, predicted: Tensor, *, background: 
     return poisson_nll(measured, predicted, background=background)
 
 
+def loss_slope(name: LossName, measured: Tensor, predicted: Tensor, *, background: float) -> Tensor:
+    """The derivative of `loss_of` by the predicted light l of each pixel. Shape kept, real, per photon.
+
+    Poisson: 1 - I / (l + b); amplitude: 2 (1 - sqrt(I / (l + b))).
+    """
+    share = measured / (predicted + background)
+    if name == "amplitude":
+        return share.sqrt_().neg_().add_(1).mul_(2)
+    return share.neg_().add_(1)
+
+
 def residual_factor(name: LossName, measured: Tensor, predicted: Tensor, *, background: float) -> Tensor:
     """What the detector field is multiplied by to give the residual field. Shape kept, real.
 
