@@ -9,6 +9,7 @@
     ├── SchemaError(ValueError)             4   the scan breaks the schema: every violation is listed
     ├── NotFoundError(FileNotFoundError)    5   nothing is there
     ├── IntegrityError(ValueError)          6   bytes differ from what was promised
+    │   └── BundleError(ValueError)         6   weights, configuration and store do not belong together
     ├── TargetExistsError(FileExistsError)  7   choose another path or pass --overwrite
     ├── LockedError(OSError)                7   another process is at work there
     ├── EnvironmentFault(OSError)           8   no space, a missing extra
@@ -83,6 +84,10 @@ class IntegrityError(PipelineError, ValueError):
     """Bytes differ from what was promised."""
 
     exit_code = 6
+
+
+class BundleError(IntegrityError):
+    """A bundle's bytes were changed, or its weights, configuration and store do not belong together."""
 
 
 class TargetExistsError(PipelineError, FileExistsError):

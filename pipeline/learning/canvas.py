@@ -36,6 +36,7 @@ from pipeline.physics.forward import (
 from pipeline.physics.gauge import BLANK, photons
 from pipeline.physics.losses import loss_of, loss_slope, without_bad
 from pipeline.physics.prior import Prior
+from pipeline.physics.refine import moved_frames
 from pipeline.physics.solver import (
     SolverState,
     add_gradient,
@@ -55,7 +56,8 @@ N_SPLITS: Final = 2
 MULTIPLE: Final = 4
 """Sides that the network takes are multiples of this, 2^depth."""
 
-_BACKGROUND: Final = 0.01
+BACKGROUND: Final = 0.01
+"""b of the loss that the network is trained with, photons per pixel; that of the refinement where there was one."""
 _CORRECTION: Final = 0.05
 _AROUND: Final = 96
 _BRIGHT: Final = 0.1
@@ -207,7 +209,9 @@ class _FrameLoss(torch.autograd.Function):
     """Mean loss of frames that a canvas predicts; its gradient is the solver's own adjoint, batch after batch."""
 
     @staticmethod
-    def forward(ctx: Any, canvas: Tensor, frames: Frames, optics: Optics, loss: LossName, batch_size: int) -> Tensor:
+    def forward(
+        ctx: Any, canvas: Tensor, frames: Frames, optics: Optics, loss: LossName, background: float, batch_size: int
+    ) -> Tensor:
         """The mean over frames and good pixels, and the gradient for `backward`."""
         padded = pad_canvas(canvas.detach(), outside=BLANK)
         onto, total = torch.zeros_like(padded), 0.0
@@ -218,9 +222,9 @@ class _FrameLoss(torch.autograd.Function):
             windows = windows_of(some.positions, optics)
             fields = with_gain(fields_of(padded, windows, optics), some.gain)
             light, measured = intensity_of(fields), without_bad(to_corner(some.intensity), optics.bad)
-            losses = without_bad(loss_of(loss, measured, light, background=_BACKGROUND), optics.bad)
+            losses = without_bad(loss_of(loss, measured, light, background=background), optics.bad)
             total += float(losses.sum(dtype=torch.float64))
-            slope = without_bad(loss_slope(loss, measured, light, background=_BACKGROUND), optics.bad)
+            slope = without_bad(loss_slope(loss, measured, light, background=background), optics.bad)
             torch.view_as_real(fields).mul_(2 * slope[:, None, :, :, None])
             scatter(canvas_gradient(with_gain(fields, some.gain), optics) * optics.peak, windows, onto=onto)
         n = good * len(frames.index)
@@ -231,18 +235,21 @@ class _FrameLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> Any:
         """By the canvas alone."""
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None, None, None
+        return gradient * outer[0], None, None, None, None, None
 
 
-def frame_loss(canvas: Tensor, frames: Frames, optics: Optics, *, loss: LossName, batch_size: int) -> Tensor:
-    """Mean loss over frames and good pixels, differentiable by the canvas; background 0.01 photons a pixel. Scalar.
+def frame_loss(
+    canvas: Tensor, frames: Frames, optics: Optics, *, loss: LossName, background: float, batch_size: int
+) -> Tensor:
+    """Mean loss over frames and good pixels, differentiable by the canvas. Scalar.
 
     Parameters
     ----------
     canvas : (canvas_y, canvas_x) complex64 of the optics' geometry, solver's gauge.
+    background : b, photons per pixel.
     batch_size : frames whose fields are in memory at a time.
     """
-    found: Tensor = _FrameLoss.apply(canvas, frames, optics, loss, batch_size)  # type: ignore[no-untyped-call]
+    found: Tensor = _FrameLoss.apply(canvas, frames, optics, loss, background, batch_size)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -263,6 +270,7 @@ class CanvasTask:
     shift: Tensor | None
     gain: Tensor | None
     loss_name: LossName
+    background: float
     seed: int
     batch_size: int
 
@@ -293,17 +301,22 @@ class CanvasTask:
         cut = (slice(at[0], at[0] + crop.shape[0]), slice(at[1], at[1] + crop.shape[1]))
         added = correction(self.network, start.inputs[(slice(None), *cut)], symmetry=symmetry)
         canvas = _padded_to(start.canvas, start.inputs.shape[1:])[cut] + added * start.turn.conj()
-        optics = replace(self.optics, geometry=crop)
-        return frame_loss(canvas, chosen_frames(frames, rows), optics, loss=self.loss_name, batch_size=self.batch_size)
+        return frame_loss(
+            canvas,
+            chosen_frames(frames, rows),
+            replace(self.optics, geometry=crop),
+            loss=self.loss_name,
+            background=self.background,
+            batch_size=self.batch_size,
+        )
 
     def _frames(self, batch: Batch) -> Frames:
-        index, positions = batch.indices[:, 0], batch.positions[:, 0]
-        return Frames(
+        frames = Frames(
             intensity=photons(batch.diffraction[:, 0], photons_scale=self.photons_scale),
-            positions=positions if self.shift is None else positions + self.shift[index],
-            index=index,
-            gain=None if self.gain is None else self.gain[index],
+            positions=batch.positions[:, 0],
+            index=batch.indices[:, 0],
         )
+        return moved_frames(frames, shift=self.shift, gain=self.gain)
 
 
 def crop_around(position: Tensor, optics: Optics, *, shape: tuple[int, ...]) -> CanvasGeometry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +48,16 @@ from pipeline.physics.solver import (
 )
 from pipeline.seeding import Purpose, permutation
 
-State = TypeVar("State", SolverState, RefineState)
+
+class _HasCanvas(Protocol):
+    """Any state with an object."""
+
+    @property
+    def canvas(self) -> Tensor:
+        """Complex."""
+
+
+State = TypeVar("State", bound=_HasCanvas)
 
 EVIDENCE_PRIOR: Final = Prior(name="quadratic", weight=0.03)
 _EVIDENCE_ITERATIONS: Final = 20
@@ -104,6 +113,7 @@ class Estimate:
     shift : (frame, 2) float64 and gain : (frame,) float64, None where they are as stored.
     fit : to the frames it was made from.
     background : b of the reported losses. solver : configuration of the final solve.
+    held, holding : optics and configuration of further solves of the scan, with probe, positions and gains as they are.
     """
 
     refined: str
@@ -121,6 +131,8 @@ class Estimate:
     fit: Fit
     background: float
     solver: SolverConfig
+    held: Optics
+    holding: SolverConfig
 
 
 def refuse_modes(config: RefineConfig, *, stored: int) -> None:
@@ -224,7 +236,7 @@ def _known(
     state, _ = work.journal.carry_on(
         "solve",
         SolverState,
-        passes=_length(chosen.prior, solver),
+        passes=length_of(chosen.prior, solver),
         begin=lambda: blank_state(passes, optics),
         states=lambda state: finite(solve(passes, optics, prior=chosen.prior, config=solver, start=state), "solve"),
         done=lambda state: state.iteration,
@@ -246,6 +258,8 @@ def _known(
         fit=_fit(passes, state.canvas, optics, scene=work.scene, solver=solver),
         background=REPORTED_BACKGROUND,
         solver=solver,
+        held=optics,
+        holding=solver,
     )
 
 
@@ -283,16 +297,13 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
             return state
 
         state = refined("refine-held-out", REFINING_PRIOR, work.split.solved)
-        frames, held_probe = adjusted(passes, state), optics.gauge.probe_to_source(state.probe)
-        held_survey = survey_scan(frames, held_probe, valid=scene.valid)
-        held = with_probe(
-            prepare(held_survey, held_probe, config=solver, geometry=geometry, valid=scene.valid),
-            held_survey.gauge.probe_to_solver(held_probe),
-        )
-        trials = _judge_all(work, passes, frames, held, choosing)
+        frames = adjusted(passes, state)
+        trials = _judge_all(work, passes, frames, _held(frames, with_probe(optics, state.probe), scene), choosing)
         chosen = min(trials, key=lambda trial: trial.loss)
         state = refined("refine", chosen.prior, None)
-        fit = _fit(adjusted(passes, state), state.canvas, with_probe(optics, state.probe), scene=scene, solver=solver)
+        frames, optics = adjusted(passes, state), with_probe(optics, state.probe)
+        fit = _fit(frames, state.canvas, optics, scene=scene, solver=solver)
+        held = _held(frames, optics, scene)
     moved = "positions" in config.what
     return Estimate(
         refined=config.what,
@@ -304,13 +315,22 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         chosen=chosen,
         canvas=state.canvas,
         den=state.den,
-        optics=with_probe(optics, state.probe),
+        optics=optics,
         shift=state.shift if moved else None,
         gain=state.gain,
         fit=fit,
         background=_reported(solver),
         solver=solver,
+        held=held,
+        holding=choosing,
     )
+
+
+def _held(frames: Passes, optics: Optics, scene: Scene) -> Optics:
+    """The optics of a refined probe that is held from here on, in a gauge of its own. Reads the scan once."""
+    probe = optics.gauge.probe_to_source(optics.probe)
+    gauge = survey_scan(frames, probe, valid=scene.valid).gauge
+    return replace(with_probe(optics, gauge.probe_to_solver(probe)), gauge=gauge)
 
 
 def _judge_all(
@@ -381,7 +401,7 @@ def _solve_part(
     return work.journal.carry_on(
         name,
         SolverState,
-        passes=_length(prior, config),
+        passes=length_of(prior, config),
         begin=lambda: blank_state(frames, optics, use=use) if start is None else start,
         states=lambda state: finite(
             solve(frames, optics, prior=prior, config=config, start=state, use=use, witness=witness), name
@@ -401,7 +421,8 @@ def _reported(config: SolverConfig) -> float:
     return config.background if config.loss == "poisson-background" else REPORTED_BACKGROUND
 
 
-def _length(prior: Prior, config: SolverConfig) -> int:
+def length_of(prior: Prior, config: SolverConfig) -> int:
+    """Passes of a solve with this prior, those of its start included."""
     return sum(length for _, length in stages_of(prior, config))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -40,10 +41,16 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, *, tell: Callable[[str, int], Progress], save_every_s: float = SAVE_EVERY_S
+        self,
+        folder: Path,
+        *,
+        tell: Callable[[str, int], Progress],
+        log: Path | None = None,
+        save_every_s: float = SAVE_EVERY_S,
     ) -> None:
-        """`tell(name, passes)` gives what is called with each number of passes done."""
+        """`tell(name, passes)` gives what is called with each number of passes done; `log` takes a line for each."""
         self._folder, self._tell, self._save_every_s = folder, tell, save_every_s
+        self._log, self._lines = log, 0
         self._phases: dict[str, Phase] = {}
 
     @property
@@ -82,6 +89,8 @@ class Journal:
             state, kept, before = begin(), list[Any](), [0.0, 0.0, 0.0]
         else:
             state, kept, before = unpack(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
+            self._lines = saved[1]["lines"]
+        self._cut()
         advance, begun = self._tell(name, passes), _clocks(waited)
         advance(done(state))
         due_at = begun[1] + self._save_every_s
@@ -92,7 +101,7 @@ class Journal:
         def save() -> float:
             at = time.perf_counter()
             tensors, numbers = pack(state)
-            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent()})
+            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent(), "lines": self._lines})
             now = time.perf_counter()
             return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)
 
@@ -100,6 +109,7 @@ class Journal:
             for following in states(state):
                 noted, state = watch(following), following
                 kept = kept if noted is None else [*kept, noted]
+                self._append(name, done(state), noted)
                 advance(1)
                 if time.perf_counter() > due_at:
                     due_at = save()
@@ -117,11 +127,29 @@ class Journal:
         saved = load_checkpoint(path)
         if saved is not None:
             self._phases |= {phase["name"]: Phase(**phase) for phase in saved[1]["phases"]}
+            self._lines = saved[1]["lines"]
             facts: dict[str, Any] = saved[1]["facts"]
             return facts
         facts = dict(find())
-        save_checkpoint(path, {}, {"facts": facts, "phases": [asdict(phase) for phase in self.phases]})
+        behind = {"phases": [asdict(phase) for phase in self.phases], "lines": self._lines}
+        save_checkpoint(path, {}, {"facts": facts, **behind})
         return facts
+
+    def _append(self, name: str, number: int, noted: Any) -> None:
+        """A line of the log: phase, running index over the whole run, passes done in the phase, what was noted."""
+        if self._log is not None:
+            line = json.dumps({"phase": name, "index": self._lines, "done": number, "noted": noted}, allow_nan=False)
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self._lines += 1
+
+    def _cut(self) -> None:
+        """Drop the lines of the log behind the state that the run goes on from."""
+        if self._log is not None and self._log.exists():
+            with self._log.open("rb+") as file:
+                for _ in range(self._lines):
+                    file.readline()
+                file.truncate(file.tell())
 
     def forget(self, name: str) -> None:
         """Remove the state of a phase whose facts are settled."""

@@ -80,17 +80,25 @@ class RefineState:
 
 def adjusted(passes: Passes, state: RefineState) -> Passes:
     """The same passes with the refined positions and gains of a state."""
+    return moved(passes, shift=state.shift, gain=state.gain)
+
+
+def moved(passes: Passes, *, shift: Tensor | None, gain: Tensor | None) -> Passes:
+    """The same passes with shifts (frame, 2) added to the positions and with gains (frame,); None leaves them."""
 
     def again() -> Iterator[Frames]:
         for batch in passes():
-            yield _adjusted(batch, state)
+            yield moved_frames(batch, shift=shift, gain=gain)
 
     return again
 
 
-def _adjusted(batch: Frames, state: RefineState) -> Frames:
-    positions = batch.positions + state.shift[batch.index]
-    return batch._replace(positions=positions, gain=state.gain[batch.index])
+def moved_frames(batch: Frames, *, shift: Tensor | None, gain: Tensor | None) -> Frames:
+    """A batch of `moved`."""
+    return batch._replace(
+        positions=batch.positions if shift is None else batch.positions + shift[batch.index],
+        gain=batch.gain if gain is None else gain[batch.index],
+    )
 
 
 def start_refinement(optics: Optics, *, n_frames: int) -> RefineState:
@@ -302,7 +310,15 @@ def _pass(
     )
     counts = None if use is None else torch.from_numpy(use)
     for batch in batches:
-        _add_batch(_adjusted(batch, state), padded, lens, sums, solver=solver, counts=counts, witness=witness)
+        _add_batch(
+            moved_frames(batch, shift=state.shift, gain=state.gain),
+            padded,
+            lens,
+            sums,
+            solver=solver,
+            counts=counts,
+            witness=witness,
+        )
     return sums
 
 
