@@ -47,12 +47,12 @@ LOSS: Final = "poisson-background"
 class Plan:
     """How much is done; iterations at which something is scored are called `at`.
 
-    scored : rows and columns of a known object that count. modes : of the refinements.
+    scored : first and end of the rows and columns of a known object that count. modes : of the refinements.
     epie_passes : those with steps of 1 and those with 0.2.
     """
 
     config: ReconstructConfig = field(default_factory=ReconstructConfig)
-    scored: slice = slice(43, 211)
+    scored: tuple[int, int] = (43, 211)
     known_at: Sequence[int] = (5, 10, 20, 30, 40, 60, 120)
     held_at: Sequence[int] = (10, 40)
     refined_at: Sequence[int] = (10, 20, 30, 40)
@@ -105,10 +105,11 @@ class Known:
     cpu_s: tuple[float, ...]
 
 
-def error_of(canvas: Tensor, optics: Optics, scene: Scene, scored: slice) -> float:
+def error_of(canvas: Tensor, optics: Optics, scene: Scene, scored: tuple[int, int]) -> float:
     """Complex NRMSE in the scored rows and columns of the stored object's grid."""
-    cut = tuple(slice(scored.start - first, scored.stop - first) for first in optics.geometry.origin)
-    return complex_nrmse(canvas.numpy()[cut], read_all(scene.record, "object")[scored, scored])
+    (start, stop), there = scored, read_all(scene.record, "object")
+    here = tuple(slice(start - first, stop - first) for first in optics.geometry.origin)
+    return complex_nrmse(canvas.numpy()[here], there[start:stop, start:stop])
 
 
 def measure_known(title: str, store: Path, journal: Journal, plan: Plan) -> Known:

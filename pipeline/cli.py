@@ -23,7 +23,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline import __version__
-from pipeline.errors import EnvironmentFault, PipelineError
+from pipeline.errors import ConfigError, EnvironmentFault, PipelineError
 
 VERBS = {
     "inspect": ("converters.inspect:main", "what a legacy NPZ is and would become"),
@@ -32,6 +32,7 @@ VERBS = {
     "verify": ("pipeline.verify:main", "re-hash every byte of a store"),
     "iterate": ("pipeline.iterate:main", "go through a scan's batches, prove their order"),
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
+    "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
     "catalog": ("catalogs.__main__:main", "list stores, look into one"),
 }
@@ -118,6 +119,24 @@ def _envelope(schema: str, outcome: Outcome) -> Mapping[str, object]:
         message = outcome.text.partition("\n")[0]
         told["error"] = {"code": "findings", "message": message, "hint": None, "exit": outcome.exit_code}
     return {**told, "warnings": list(outcome.warnings)}
+
+
+def refuse_with_resume(ctx: click.Context) -> None:
+    """Refuse any other option beside --resume: a run that goes on keeps what it was begun with.
+
+    Raises
+    ------
+    ConfigError
+    """
+    ours = {"resume", "as_json", "quiet", "debug"}
+    typed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    for name in typed:
+        if name not in ours:
+            raise ConfigError(
+                f"--resume takes no other option, and here is {name.replace('_', '-')}",
+                code="config.resume",
+                hint="the run goes on with what it was begun with; begin a new one to change it",
+            )
 
 
 class _Command(click.Command):

@@ -156,11 +156,13 @@ class RefineConfig:
 class FitConfig:
     """How weights are fitted: AdamW without weight decay, a linear warm-up, then half a cosine.
 
-    steps : of the network; the cosine spans them all. learning_rate, last_rate : the largest and the last.
+    steps : of the network; the cosine spans them all. epochs : in their place, where given.
+    learning_rate, last_rate : the largest and the last.
     warmup : steps of the linear rise. beta1, beta2 : AdamW's memory of gradient and square.
     """
 
     steps: int = 1000
+    epochs: int | None = None
     learning_rate: float = 2e-3
     last_rate: float = 1e-6
     warmup: int = 30
@@ -172,6 +174,7 @@ class FitConfig:
             "fit",
             self,
             steps=self.steps >= 0,
+            epochs=self.epochs is None or self.epochs >= 1,
             learning_rate=0 < self.learning_rate < math.inf,
             last_rate=0 <= self.last_rate < math.inf,
             warmup=self.warmup >= 0,

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from pipeline.cli import Outcome, as_typed, command, progress
+from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
 from pipeline.config import ReconstructConfig
-from pipeline.errors import ConfigError
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = ReconstructConfig()
@@ -20,6 +18,7 @@ _DEFAULTS = ReconstructConfig()
 @command("ptychozarr.reconstruct/1")
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="folder to make, with object and report")
+@click.option("--bundle", type=click.Path(path_type=Path), help="wts.h5.zip of a network to improve the object with")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="go on with an interrupted run")
 @click.option(
     "--prior",
@@ -43,7 +42,7 @@ _DEFAULTS = ReconstructConfig()
 @click.option("--catalog", type=click.Path(path_type=Path), help="look SOURCE up by name here")
 @declaration_options
 def main(
-    *, source: Path | None, output: Path | None, resume: Path | None, prior: str | None,
+    *, source: Path | None, output: Path | None, bundle: Path | None, resume: Path | None, prior: str | None,
     iterations: int | None, modes: int | None, refine: str | None, photons_per_frame: float | None,
     seed: int | None, threads: int | None, num_workers: int | None, config: Path | None, sets: Sequence[str],
     catalog: Path | None, **declared: Any,
@@ -61,7 +60,7 @@ def main(
     }  # fmt: skip
     ctx = click.get_current_context()
     if resume is not None:
-        _refuse_others(ctx)
+        refuse_with_resume(ctx)
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output DIR, or --resume DIR.", ctx)
     else:
@@ -71,7 +70,7 @@ def main(
             ReconstructConfig, file=config, settings={**dict(map(parse_setting, sets)), **_given(settings)}
         )
     from pipeline.evaluation.folder import at_work, begin_run, open_run
-    from pipeline.evaluation.run import check_reconstruction, run_reconstruction
+    from pipeline.evaluation.run import about_bundle, check_reconstruction, run_reconstruction
     from pipeline.scan.declaration import Declaration
 
     if resume is not None:
@@ -82,40 +81,27 @@ def main(
         run = begin_run(
             source, output, tree, kind="reconstruct", said=Declaration(**declared), catalog=catalog,
             command=as_typed(ctx, "pipeline.reconstruct"),
-            check=lambda record: check_reconstruction(record, tree),
+            check=lambda record: check_reconstruction(record, tree, bundle=bundle),
+            about=None if bundle is None else about_bundle(bundle),
         )  # fmt: skip
     with at_work(run):
-        found = run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass"))
-    return Outcome(data=found, text=_text(found))
+        found = dict(run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass")))
+    warnings = found.pop("warnings")
+    return Outcome(data=found, text=_text(found), warnings=warnings)
 
 
 def _given(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _refuse_others(ctx: click.Context) -> None:
-    """A run that goes on keeps what it was begun with."""
-    ours = {"resume", "as_json", "quiet", "debug"}
-    others = [
-        name
-        for name in ctx.params
-        if name not in ours and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
-    ]
-    if others:
-        raise ConfigError(
-            f"--resume takes no other option, and here is {others[0].replace('_', '-')}",
-            code="config.resume",
-            hint="the run goes on with what it was begun with; begin a new one to change it",
-        )
-
-
 def _text(found: Mapping[str, Any]) -> str:
     floor = "unknown" if found["nll_floor"] is None else f"{found['nll_floor']:.4f}"
     name = "amplitude loss" if found["loss"] == "amplitude" else "Poisson NLL"
     refined = "as stored" if found["refine"] == "none" else f"{found['refine']} refined, {found['modes']} mode(s)"
+    network = "" if found["nll_network"] is None else f", with the network {found['nll_network']:.4f}"
     return (
         f"{found['output']}: object, prior {found['prior']} {found['lam']:g}, probe {refined}\n"
-        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel; photon noise alone {floor}\n"
+        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel{network}; photon noise alone {floor}\n"
         f"  report  {found['output']}/report.html\n"
         f"  object  {found['output']}/reconstruction.zarr\n"
         f"reconstruction_sha256 {found['reconstruction_sha256']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,24 @@ def test_benchmark_counts_are_about_as_bright_as_asked_for() -> None:
     np.testing.assert_allclose(counts.sum(axis=(1, 2)).mean(), 1e4, rtol=0.02)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch, as the benchmark has it; skips where torch is not installed."""
+    torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def cells_of(table: str) -> list[list[str]]:
     """The cells of a markdown table, its head first."""
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     return [head, *rows]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_solver_benchmark_prints_errors_and_the_choice_on_a_known_object(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the extra `train` is not installed")
     from benchmarks.solver import Plan, known_tables, measure_known
     from pipeline.config import PriorConfig, ReconstructConfig, SolverConfig
     from pipeline.learning.journal import Journal
@@ -46,7 +57,7 @@ def test_the_solver_benchmark_prints_errors_and_the_choice_on_a_known_object(tmp
         prior=PriorConfig(choice_iterations=6),
         solver=SolverConfig(iterations=8, start_iterations=3, batch_pixels=50 * 32 * 32),
     )
-    plan = Plan(config=config, scored=slice(20, 60), known_at=(2, 8))
+    plan = Plan(config=config, scored=(20, 60), known_at=(2, 8))
     store = store_of(make_scan(noise=True), tmp_path / "s.zarr")
     known = measure_known("small", store, Journal(tmp_path, tell=quiet), plan)
     courses, losses, chosen = map(cells_of, known_tables([known], plan).split("\n\n"))
@@ -61,8 +72,8 @@ def test_the_solver_benchmark_prints_errors_and_the_choice_on_a_known_object(tmp
     assert sum(known.cpu_s[:3]) < known.cpu_s[3]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_solver_benchmark_judges_a_refined_probe_beside_the_stored_one(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the extra `train` is not installed")
     from benchmarks.solver import Plan, measure_measured, measured_table
     from tests.physics_scans import make_scan
     from tests.solved_stores import store_of

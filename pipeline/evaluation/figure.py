@@ -398,3 +398,22 @@ def _note(ax: Axes, text: str, colour: str) -> None:
 
 def _plain(value: float, _: int | None = None) -> str:
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+def draw_losses(losses: Sequence[float], title: str) -> Figure:
+    """The loss of each training step, and its mean over the last fiftieth of the training."""
+    figure = Figure(figsize=(9, 3.6), dpi=_DPI, facecolor="white")
+    ax = figure.add_axes((0.09, 0.17, 0.88, 0.68))
+    ax.set_title(title, loc="left", color=_INK, fontsize=_NAME)
+    steps = np.arange(1, len(losses) + 1)
+    ax.plot(steps, losses, ".", color=_BLUE, markersize=2, alpha=0.5, label="each step")
+    width = max(len(losses) // 50, 1)
+    if len(losses) >= width:
+        means = np.convolve(np.asarray(losses), np.ones(width) / width, mode="valid")
+        ax.plot(steps[width - 1 :], means, color=_PINK, linewidth=1.5, label=f"mean of {width}")
+    ax.set_xlabel("step", color=_SOFT, fontsize=_TEXT)
+    ax.set_ylabel("loss of the other half", color=_SOFT, fontsize=_TEXT)
+    ax.tick_params(labelsize=_TEXT)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=_TEXT, loc="upper right")
+    return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.record import StoreRecord, open_record
-from pipeline.scan.staging import staged_file, staged_folder
+from pipeline.scan.staging import staged_folder
 
 CONFIG_NAME: Final = "run.toml"
 FACTS_NAME: Final = "run.json"
@@ -69,12 +70,14 @@ def begin_run(
     catalog: Path | None,
     command: Sequence[str],
     check: Callable[[StoreRecord], object],
+    about: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Make the folder of a run; a legacy NPZ becomes its data.zarr first. Nothing is left where that fails.
 
     Parameters
     ----------
     check : raises where the run cannot be, before the folder appears.
+    about : further facts for run.json.
 
     Raises
     ------
@@ -106,6 +109,7 @@ def begin_run(
             "command": list(command),
             "versions": versions(),
             "host": host(),
+            **(about or {}),
         }
         (stage / CONFIG_NAME).write_text(to_toml(config), encoding="utf-8")
         (stage / FACTS_NAME).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -171,10 +175,14 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file of a run whole, in place of an older one."""
-    with staged_file(path, overwrite=True) as stage:
-        stage.write_text(text, encoding="utf-8")
+def publish(staged: Path, target: Path) -> None:
+    """Give a finished file of a run its name, durably."""
+    staged.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def versions() -> Mapping[str, str]:

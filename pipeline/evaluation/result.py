@@ -27,6 +27,7 @@ class Result:
     probe : (mode, N, N) complex64, the one used.
     frame_index : (frame,) int64, as in the store. positions, shift : (frame, 2) float64 pixels, as used and used minus
         stored. gain : (frame,) float64, light over the mean. frame_loss : (frame,) float64, NaN where not used.
+    object_solver : (y, x) complex64, the solver's own object where `object` is a network's; else None.
     """
 
     object: NDArray[np.complex64]
@@ -38,6 +39,7 @@ class Result:
     shift: NDArray[np.float64]
     gain: NDArray[np.float64]
     frame_loss: NDArray[np.float64]
+    object_solver: NDArray[np.complex64] | None = None
 
 
 _GRID: Final = ("object_y", "object_x")
@@ -46,7 +48,10 @@ _GRID: Final = ("object_y", "object_x")
 def _variables(result: Result) -> Mapping[str, tuple[tuple[str, ...], NDArray[Any], dict[str, str]]]:
     """Name -> dims, values, attributes."""
     pixel, frame = {"units": "pixel"}, ("frame",)
+    beside = {} if result.object_solver is None else {"object_solver": result.object_solver}
+    solver = {name: (_GRID, values, {"long_name": "what the solver alone found"}) for name, values in beside.items()}
     return {
+        **solver,
         "object": (_GRID, result.object, {"long_name": "complex transmission of the sample", "role": "reconstruction"}),
         "coverage": (_GRID, result.coverage, {"long_name": "light on each pixel over the largest", "units": "1"}),
         "probe": (

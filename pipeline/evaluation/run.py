@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import resource
-import shlex
+import hashlib
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from pipeline.config import ReconstructConfig, to_toml
+from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
+from pipeline.errors import BundleError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
-from pipeline.evaluation.figure import Curve, Reconstruction, draw, save
-from pipeline.evaluation.folder import RunFolder, host, versions
+from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
+from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
+from pipeline.evaluation.folder import RunFolder, publish
+from pipeline.evaluation.network import improve, open_network
 from pipeline.evaluation.report import write_report
-from pipeline.evaluation.result import NAME, write_result
+from pipeline.evaluation.result import NAME, Result, write_result
 from pipeline.learning.allocator import keep_memory
+from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
+from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
 from pipeline.learning.estimate import Estimate, estimate, refuse_modes
+from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
+from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, open_scene
 from pipeline.scan.record import StoreRecord, open_record
+from pipeline.stream.scan_stream import ScanStream
+from pipeline.stream.waiting import TimedBatches
 
-_LOSS_NAMES: Final = {
-    "poisson": "Poisson NLL",
-    "poisson-background": "Poisson NLL",
-    "amplitude": "amplitude loss",
-}
+BUNDLE_NAME: Final = "wts.h5.zip"
+METRICS_NAME: Final = "metrics.jsonl"
 
 
 def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
@@ -57,12 +59,138 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     journal = Journal(run.checkpoints, tell=tell)
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
-    role = str(scene.record.arrays["object"].attrs.get("role")) if "object" in scene.record.arrays else "none"
-    reference = reference_of(scene, found.optics.geometry)
-    metrics = compare_with(reference, result, role=role, used=scene.eligible)
-    told = _facts(run, config, scene, found, journal)
-    told |= {"metrics": metrics, "r_factor": found.fit.r_factor, "r_factor_floor": found.fit.r_factor_floor}
-    picture = Reconstruction(
+    told, picture = _told_and_drawn(run, config, scene, found, result, journal)
+    save(draw(picture, title=told["title"]), run.path / "report.png")
+    pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
+    if "bundle" in run.facts:
+        bundle, network = open_network(Path(run.facts["bundle"]["path"]), frame_side=scene.side)
+        _refuse_other(bundle, run)
+        made = improve(scene, found, config, journal, bundle=bundle, network=network)
+        bundle_sha256, nll_network = bundle.sha256, made.loss
+        solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
+        told |= facts_of(run, config, scene, found, journal)
+        told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
+        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256}
+        told["warnings"] = [*told["warnings"], *made.warnings]
+        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), run.path / "network.png")
+        pictures = {"network": run.path / "network.png", "solver alone": run.path / "report.png"}
+    write_report(run.path, told, pictures)
+    attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
+    write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
+    shutil.rmtree(run.checkpoints)
+    return summary(run.path)
+
+
+def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
+    if bundle.sha256 != run.facts["bundle"]["sha256"]:
+        raise BundleError(
+            f"{run.facts['bundle']['path']}: its SHA-256 is {bundle.sha256}, the run was begun with "
+            f"{run.facts['bundle']['sha256']}",
+            code="run.other_bundle",
+            hint="put the same bundle back, or begin a new run",
+        )
+
+
+def about_bundle(path: Path) -> Mapping[str, Any]:
+    """What run.json keeps of the bundle at `path`.
+
+    Raises
+    ------
+    NotFoundError, SourceError, BundleError
+        See `load_bundle`.
+    """
+    return {"bundle": {"path": str(path.absolute()), "sha256": load_bundle(path).sha256}}
+
+
+def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
+    """Carry a training on to its bundle; what `--json` prints. A run that is whole already is left as it is.
+
+    Leaves metrics.jsonl, report.json, report.html and pictures, then wts.h5.zip, and then removes the checkpoints.
+
+    Parameters
+    ----------
+    tell : gets the name of a phase and its number of passes or steps; gives what is called with each number done.
+
+    Raises
+    ------
+    ConfigError, PlanError, SchemaError, DivergedError
+        See `open_scene`, `estimate` and `fit`.
+    """
+    if (run.path / BUNDLE_NAME).exists():
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return training_summary(run)
+    config = run.config(TrainConfig)
+    make_deterministic(threads=config.threads)
+    keep_memory()
+    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
+    journal = Journal(run.checkpoints, tell=tell, log=run.path / METRICS_NAME)
+    found = estimate(scene, config.solving, journal)
+    stream, fit_config = fit_stream(scene, config)
+    task = canvas_task(scene, found, config, journal)
+    state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
+    start = start_on(
+        scene, found, found.chosen.prior, journal, name="solve held", batch_pixels=config.solver.batch_pixels,
+        num_workers=config.num_workers,
+    )  # fmt: skip
+    seen = found.held.gauge.object_to_source(improved(task.network, start)).numpy()
+    result = result_of(scene, found)
+    told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
+    told["title"] = f"Training on {run.facts['source']['name']}"
+    told["metrics_network"] = _compared(scene, found, replace(result, object=seen))
+    told["fit"] = {"steps": state.step, "batch_size": config.stream.batch_size, "model": config.model}
+    save(draw(picture, title=told["title"]), run.path / "report.png")
+    save(draw_losses(losses, title=told["title"]), run.path / "loss.png")
+    staged = run.checkpoints / BUNDLE_NAME
+    staged.unlink(missing_ok=True)
+    told["bundle_sha256"] = save_bundle(
+        staged,
+        model=config.model,
+        config=bundle_config(config, scene, found),
+        weights={name: weight.detach() for name, weight in state.weights.items()},
+        probe=found.held.gauge.probe_to_source(found.held.probe),
+        lineage={**lineage_of(run, scene), "orders": {"fit": stream.order_sha256()}},
+    )
+    write_report(run.path, told, {"reconstruction": run.path / "report.png", "training loss": run.path / "loss.png"})
+    publish(staged, run.path / BUNDLE_NAME)
+    shutil.rmtree(run.checkpoints)
+    return training_summary(run)
+
+
+def _fitted(
+    task: CanvasTask, stream: ScanStream, config: FitConfig, journal: Journal, *, num_workers: int
+) -> tuple[FitState, list[float]]:
+    """The network's last state, and the loss of each step."""
+    batches: list[TimedBatches] = []
+
+    def states(start: FitState) -> Iterator[FitState]:
+        batches.append(fit_batches(stream, step=start.step, num_workers=num_workers))
+        return fit(task, batches[-1], config, start=start)
+
+    state, losses = journal.carry_on(
+        "fit",
+        FitState,
+        passes=config.steps,
+        begin=lambda: begin_fit(task.network),
+        pack=pack_fit,
+        unpack=unpack_fit,
+        states=states,
+        done=lambda state: state.step,
+        waited=lambda: sum(one.waited_s for one in batches),
+        watch=lambda state: {"loss": state.loss},
+    )
+    for one in batches:
+        one.close()
+    return state, [told["loss"] for told in losses]
+
+
+def _told_and_drawn(
+    run: RunFolder, config: ReconstructConfig, scene: Scene, found: Estimate, result: Result, journal: Journal
+) -> tuple[dict[str, Any], Reconstruction]:
+    """What the report says and shows of an estimate."""
+    told = facts_of(run, config, scene, found, journal)
+    told |= {"r_factor": found.fit.r_factor, "r_factor_floor": found.fit.r_factor_floor}
+    told["metrics"] = _compared(scene, found, result)
+    return told, Reconstruction(
         object=result.object,
         coverage=result.coverage,
         origin_px=result.origin_px,
@@ -71,29 +199,59 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         position_shift=None if found.shift is None else result.shift,
         gain=None if found.gain is None else result.gain,
         frame_loss=found.fit.frame_loss,
-        loss_name=_LOSS_NAMES[found.solver.loss],
-        convergence=_curves(found),
+        loss_name=LOSS_NAMES[found.solver.loss],
+        convergence=curves_of(found),
         floor=found.chosen.floor,
-        reference=reference,
-        reference_role=role,
+        reference=reference_of(scene, found.optics.geometry),
+        reference_role=_role(scene),
     )
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    write_report(run.path, told, {"reconstruction": run.path / "report.png"})
-    write_result(result, run.path / NAME, attrs=_attributes(config, scene, found))
-    shutil.rmtree(run.checkpoints)
-    return summary(run.path)
 
 
-def check_reconstruction(record: StoreRecord, config: ReconstructConfig) -> None:
-    """Refuse a store that cannot be reconstructed so. Reads no frame.
+def _compared(scene: Scene, found: Estimate, result: Result) -> Mapping[str, Any] | None:
+    return compare_with(reference_of(scene, found.optics.geometry), result, role=_role(scene), used=scene.eligible)
+
+
+def _role(scene: Scene) -> str:
+    """What the stored object is: truth, guess, or none."""
+    if "object" not in scene.record.arrays:
+        return "none"
+    return str(scene.record.arrays["object"].attrs.get("role"))
+
+
+def check_training(record: StoreRecord, config: TrainConfig) -> None:
+    """Refuse a store that cannot be trained on so. Reads no frame.
 
     Raises
     ------
     SchemaError, ConfigError
         See `check_scene` and `refuse_modes`.
     """
+    check_reconstruction(record, config.solving)
+
+
+def training_summary(run: RunFolder) -> Mapping[str, Any]:
+    """What a whole training says about itself, read from its bundle."""
+    bundle = run.path / BUNDLE_NAME
+    return {
+        "run": str(run.path),
+        "bundle_path": str(bundle),
+        "bundle_sha256": hashlib.sha256(bundle.read_bytes()).hexdigest(),
+        "store_sha256": run.facts["store_sha256"],
+    }
+
+
+def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bundle: Path | None = None) -> None:
+    """Refuse a store that cannot be reconstructed so. Reads no frame.
+
+    Raises
+    ------
+    SchemaError, ConfigError, BundleError
+        See `check_scene`, `refuse_modes` and `open_network`.
+    """
     check_scene(record)
     refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+    if bundle is not None:
+        open_network(bundle, frame_side=record.arrays["diffraction"].layout.shape[1])
 
 
 def summary(folder: Path) -> Mapping[str, Any]:
@@ -113,107 +271,5 @@ def summary(folder: Path) -> Mapping[str, Any]:
         "store_sha256": attrs["store_sha256"],
         "bundle_sha256": attrs["bundle_sha256"],
         "reconstruction_sha256": record.store_sha256,
+        "warnings": attrs["warnings"],
     }
-
-
-def _attributes(config: ReconstructConfig, scene: Scene, found: Estimate) -> Mapping[str, Any]:
-    """Root attributes of the result: what it was made of and how; nothing that differs from run to run."""
-    settled = {"ptychozarr", "numpy", "torch"}
-    return {
-        "store_sha256": scene.record.store_sha256,
-        "bundle_sha256": None,
-        "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
-        "refine": {
-            "what": found.refined,
-            "modes": len(found.optics.probe),
-            "evidence": None if found.evidence is None else asdict(found.evidence),
-        },
-        "loss": {"name": found.solver.loss, "background": found.background},
-        "nll": {
-            "solver": found.chosen.loss,
-            "network": None,
-            "floor": found.chosen.floor,
-            "frames": int(np.count_nonzero(found.split.judged)),
-        },
-        "r_factor": found.fit.r_factor,
-        "photons_scale": scene.photons_scale,
-        "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
-        "versions": {name: text for name, text in versions().items() if name in settled},
-    }
-
-
-def _facts(
-    run: RunFolder, config: ReconstructConfig, scene: Scene, found: Estimate, journal: Journal
-) -> dict[str, Any]:
-    """What the report tells."""
-    source = run.facts["source"]
-    waited, spent = (sum(getattr(phase, name) for phase in journal.phases) for name in ("wait_s", "wall_s"))
-    shift = None if found.shift is None else found.shift.numpy()[scene.eligible]
-    length = None if shift is None else np.hypot(*shift.T)
-    gain = None if found.gain is None else found.gain.numpy()[scene.eligible]
-    return {
-        "title": f"Reconstruction of {source['name']}",
-        "command": shlex.join(run.facts["command"]),
-        "source": {**source, "store_sha256": scene.record.store_sha256},
-        "frames": scene.n_frames,
-        "frame_shape": [scene.side, scene.side],
-        "frames_invalid": int(np.count_nonzero(~scene.eligible)),
-        "photons_per_frame": None if found.solver.loss == "amplitude" else found.survey.photons_per_frame,
-        "loss": found.solver.loss,
-        "background": found.background,
-        "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
-        "refine": {
-            "what": found.refined,
-            "modes": len(found.optics.probe),
-            "asked": config.refine.what,
-            "reason": found.reason,
-            "evidence": None if found.evidence is None else asdict(found.evidence),
-        },
-        "choice": [
-            {"prior": str(trial.prior), "nll": trial.loss, "iterations": trial.iterations} for trial in found.trials
-        ],
-        "nll_held_out": found.chosen.loss,
-        "nll_floor": found.chosen.floor,
-        "frames_held_out": int(np.count_nonzero(found.split.judged)),
-        "shift_px": None if length is None else {"median": float(np.median(length)), "max": float(length.max())},
-        "gain": None if gain is None else {"min": float(gain.min()), "max": float(gain.max())},
-        "phases": [
-            {
-                "name": phase.name,
-                "passes": phase.passes,
-                "cpu_s": phase.cpu_s,
-                "wall_s": phase.wall_s,
-                "data_wait_fraction": phase.wait_s / phase.wall_s if phase.wall_s else None,
-            }
-            for phase in journal.phases
-        ],
-        "data_wait_fraction": waited / spent if spent else None,
-        "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "environment": {**versions(), "threads": config.threads, "cpu": host()["cpu"]},
-        "warnings": list(_warnings(scene, found)),
-    }
-
-
-def _warnings(scene: Scene, found: Estimate) -> Iterator[str]:
-    if found.solver.loss == "amplitude":
-        yield (
-            "the photon scale is unknown: frames were scaled to 1e5 photons and the amplitude loss takes the place of "
-            "the Poisson NLL; --photons-per-frame tells the scale"
-        )
-    if found.refined == "none" and found.evidence is not None and found.evidence.asks_to_refine:
-        yield f"{found.reason}; --refine auto would mend them"
-    if scene.declared and scene.record.attrs["photons_scale"] is not None:
-        yield "--photons-per-frame overrules the photon scale that the store itself tells"
-
-
-def _curves(found: Estimate) -> tuple[Curve, ...]:
-    """Held-out loss over the passes of every candidate."""
-    return tuple(
-        Curve(
-            label=str(trial.prior),
-            iterations=[number for number, _ in trial.curve],
-            losses=[loss for _, loss in trial.curve],
-            chosen=trial is found.chosen,
-        )
-        for trial in found.trials
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -319,7 +319,7 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         shift=state.shift if moved else None,
         gain=state.gain,
         fit=fit,
-        background=_reported(solver),
+        background=reported_background(solver),
         solver=solver,
         held=held,
         holding=choosing,
@@ -372,7 +372,7 @@ def _judge(
     """
     state, curve = _solve_part(work, passes, frames, optics, config, prior, name=name, start=start)
     loss, floor = held_out_scores(
-        frames, state.canvas, optics, split=work.split, loss=config.loss, background=_reported(config)
+        frames, state.canvas, optics, split=work.split, loss=config.loss, background=reported_background(config)
     )
     work.journal.forget(name)
     return Judged(
@@ -380,7 +380,7 @@ def _judge(
         iterations=state.iteration,
         loss=loss,
         floor=floor,
-        curve=(*((number, told) for number, told in curve), (state.iteration, loss)),
+        curve=(*((told["iteration"], told["held_out_loss"]) for told in curve), (state.iteration, loss)),
     )
 
 
@@ -394,10 +394,10 @@ def _solve_part(
     *,
     name: str,
     start: SolverState | None = None,
-) -> tuple[SolverState, list[Any]]:
+) -> tuple[SolverState, list[Mapping[str, Any]]]:
     """A solve on the frames not held out, and the loss of those that judge before each pass."""
     use = work.split.solved
-    witness = HeldOutWitness(optics, split=work.split, loss=config.loss, background=_reported(config))
+    witness = HeldOutWitness(optics, split=work.split, loss=config.loss, background=reported_background(config))
     return work.journal.carry_on(
         name,
         SolverState,
@@ -408,15 +408,17 @@ def _solve_part(
         ),
         done=lambda state: state.iteration,
         waited=lambda: passes.waited_s,
-        watch=lambda state: [state.iteration - 1, witness.told()],
+        watch=lambda state: {"iteration": state.iteration - 1, "held_out_loss": witness.told()},
     )
 
 
 def _fit(passes: Passes, canvas: Tensor, optics: Optics, *, scene: Scene, solver: SolverConfig) -> Fit:
-    return fit_of(passes, canvas, optics, n_frames=scene.n_frames, loss=solver.loss, background=_reported(solver))
+    return fit_of(
+        passes, canvas, optics, n_frames=scene.n_frames, loss=solver.loss, background=reported_background(solver)
+    )
 
 
-def _reported(config: SolverConfig) -> float:
+def reported_background(config: SolverConfig) -> float:
     """The b of reported losses, photons per pixel."""
     return config.background if config.loss == "poisson-background" else REPORTED_BACKGROUND
 

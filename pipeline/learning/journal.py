@@ -70,8 +70,8 @@ class Journal:
         states: Callable[[State], Iterator[State]],
         done: Callable[[State], int],
         waited: Callable[[], float],
-        watch: Callable[[State], Any] = lambda state: None,
-    ) -> tuple[State, list[Any]]:
+        watch: Callable[[State], Mapping[str, Any]] = lambda state: {},
+    ) -> tuple[State, list[Mapping[str, Any]]]:
         """The last state of a phase, begun or gone on with, and what `watch` made of the states on the way.
 
         Parameters
@@ -81,16 +81,17 @@ class Journal:
         pack, unpack : a state as tensors and integers, and back.
         done : passes behind a state.
         waited : a clock of the seconds spent waiting for data.
-        watch : a JSON value to keep of a state, or None for nothing.
+        watch : JSON values to keep of a state, by name; they go to the log as well.
         """
         path = self._folder / f"{name}.safetensors"
         saved = load_checkpoint(path)
         if saved is None:
-            state, kept, before = begin(), list[Any](), [0.0, 0.0, 0.0]
+            state, kept, before = begin(), list[Mapping[str, Any]](), [0.0, 0.0, 0.0]
         else:
             state, kept, before = unpack(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
             self._lines = saved[1]["lines"]
         self._cut()
+        lines = self._lines
         advance, begun = self._tell(name, passes), _clocks(waited)
         advance(done(state))
         due_at = begun[1] + self._save_every_s
@@ -101,15 +102,16 @@ class Journal:
         def save() -> float:
             at = time.perf_counter()
             tensors, numbers = pack(state)
-            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent(), "lines": self._lines})
+            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent(), "lines": lines})
             now = time.perf_counter()
             return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)
 
         try:
             for following in states(state):
-                noted, state = watch(following), following
-                kept = kept if noted is None else [*kept, noted]
-                self._append(name, done(state), noted)
+                noted = watch(following)
+                self._append(name, done(following), noted)
+                # together, so that no signal finds one without the others
+                state, kept, lines = following, [*kept, noted] if noted else kept, self._lines
                 advance(1)
                 if time.perf_counter() > due_at:
                     due_at = save()
@@ -135,10 +137,10 @@ class Journal:
         save_checkpoint(path, {}, {"facts": facts, **behind})
         return facts
 
-    def _append(self, name: str, number: int, noted: Any) -> None:
+    def _append(self, name: str, number: int, noted: Mapping[str, Any]) -> None:
         """A line of the log: phase, running index over the whole run, passes done in the phase, what was noted."""
         if self._log is not None:
-            line = json.dumps({"phase": name, "index": self._lines, "done": number, "noted": noted}, allow_nan=False)
+            line = json.dumps({"phase": name, "index": self._lines, "done": number, **noted}, allow_nan=False)
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         self._lines += 1

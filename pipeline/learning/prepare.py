@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import NetworkConfig, TrainConfig
+from pipeline.config import FitConfig, NetworkConfig, TrainConfig
 from pipeline.learning.canvas import (
     BACKGROUND,
     INPUTS,
@@ -22,7 +24,11 @@ from pipeline.learning.estimate import Estimate, finite, length_of
 from pipeline.learning.journal import Journal
 from pipeline.learning.networks import UNet, initialise
 from pipeline.physics.passes import ScanPasses, Scene
+from pipeline.physics.prior import Prior
 from pipeline.physics.refine import moved
+from pipeline.physics.solver import SolverState, blank_state, solve
+from pipeline.stream.scan_stream import ScanStream
+from pipeline.stream.waiting import TimedBatches
 
 
 def canvas_network(config: NetworkConfig, *, seed: int) -> UNet:
@@ -86,3 +92,66 @@ def _halves(
         waited=lambda: scene_passes.waited_s,
     )
     return [started(frames, found.held, state.half(k), config=config, use=both[k]) for k in range(2)]
+
+
+def start_on(
+    scene: Scene,
+    found: Estimate,
+    prior: Prior,
+    journal: Journal,
+    *,
+    name: str,
+    batch_pixels: int,
+    num_workers: int,
+    use: NDArray[np.bool_] | None = None,
+) -> Start:
+    """What the network sees of a scan: its solve with a prior, probe and positions as the estimate has them.
+
+    Parameters
+    ----------
+    name : of the phase, where a solve is to be made; the estimate's own serves where it is the same.
+    use : (frame,) bool, the frames that count; None where all do.
+    """
+    config = found.holding
+    with passes_of(scene, found, batch_pixels=batch_pixels, num_workers=num_workers) as passes:
+        frames = moved(passes, shift=found.shift, gain=found.gain)
+        if found.refined == "none" and use is None and prior == found.chosen.prior:
+            blank = found.canvas.new_zeros(())
+            state = SolverState(canvas=found.canvas, momentum=blank, iteration=config.iterations, den=found.den)
+            return started(frames, found.held, state, config=config, use=None)
+        state, _ = journal.carry_on(
+            name,
+            SolverState,
+            passes=length_of(prior, config),
+            begin=lambda: blank_state(frames, found.held, use=use),
+            states=lambda start: finite(
+                solve(frames, found.held, prior=prior, config=config, start=start, use=use), name
+            ),
+            done=lambda state: state.iteration,
+            waited=lambda: passes.waited_s,
+        )
+        return started(frames, found.held, state, config=config, use=use)
+
+
+def fit_batches(stream: ScanStream, *, step: int, num_workers: int) -> TimedBatches:
+    """The batches of a training from a step on, epoch after epoch."""
+    epoch, within = divmod(step, stream.plan(0).n_steps)
+    stream.load_state_dict({**stream.state_dict(), "epoch": epoch, "step": within})
+    return TimedBatches(stream, num_workers=num_workers)
+
+
+def fit_stream(scene: Scene, config: TrainConfig) -> tuple[ScanStream, FitConfig]:
+    """The stream of a training, as many epochs as its steps take, and the fit with its steps known.
+
+    Raises
+    ------
+    PlanError
+        Such batches cannot be cut from this scan.
+    """
+    once = ScanStream(scene.record.path, replace(config.stream, seed=config.seed, epochs=1))
+    in_epoch = once.plan(0).n_steps
+    steps = config.fit.steps if config.fit.epochs is None else config.fit.epochs * in_epoch
+    stream = ScanStream(
+        scene.record.path, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1))
+    )
+    return stream, replace(config.fit, steps=steps)

@@ -5,17 +5,15 @@ Everything that a store may lack for a reconstruction is refused here, before an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pipeline.config import LossName, StreamConfig
 from pipeline.errors import SchemaError
@@ -24,6 +22,7 @@ from pipeline.physics.gauge import photons, scale_to_dose
 from pipeline.scan.chunks import read_all
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import Batch, ScanStream
+from pipeline.stream.waiting import TimedBatches
 
 UNKNOWN_DOSE: Final = 1e5
 """Photons per frame that frames of unknown scale are brought to, for the amplitude loss."""
@@ -176,9 +175,13 @@ class ScanPasses:
         self._n_batches = self._stream.plan(0).n_steps
         self._scale = scene.photons_scale
         self._workers = num_workers
-        self._batches: Iterator[Batch] | None = None
-        self.waited_s = 0.0
+        self._batches: TimedBatches | None = None
+        self._waited_before_s = 0.0
+
+    @property
+    def waited_s(self) -> float:
         """Seconds for which frames were waited for; not for the first batch, which nothing can be read ahead of."""
+        return self._waited_before_s + (0.0 if self._batches is None else self._batches.waited_s)
 
     def __call__(self) -> Iterator[Frames]:
         """All frames that are not invalid, once."""
@@ -198,22 +201,15 @@ class ScanPasses:
 
     def _next(self) -> Batch:
         if self._batches is None:
-            loader: Any = self._stream
-            if self._workers:
-                loader = DataLoader(self._stream, batch_size=None, num_workers=self._workers)
-            self._batches = iter(loader)
-            return next(self._batches)
-        began = time.perf_counter()
-        batch = next(self._batches)
-        self.waited_s += time.perf_counter() - began
-        return batch
+            self._batches = TimedBatches(self._stream, num_workers=self._workers)
+        return next(self._batches)
 
     def close(self) -> None:
         """End the readers; another pass would begin anew."""
-        batches, self._batches = self._batches, None
-        close = getattr(batches, "close", None)  # a generator has one, an iterator over workers ends when dropped
-        if close is not None:
-            close()
+        if self._batches is not None:
+            self._waited_before_s = self.waited_s
+            self._batches.close()
+            self._batches = None
 
     def __enter__(self) -> ScanPasses:
         return self

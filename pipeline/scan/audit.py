@@ -40,13 +40,12 @@ def audit_store(root: Path, *, progress: Callable[[int], None] = lambda n: None)
     """
     files = mf.listing(root)
     try:
-        data = (root / mf.MANIFEST_NAME).read_bytes()
+        data = _manifest_bytes(root / mf.MANIFEST_NAME)
         manifest = mf.decode(data, where=mf.MANIFEST_NAME)
-    except (FileNotFoundError, IntegrityError) as exc:
-        reason = "missing" if isinstance(exc, FileNotFoundError) else str(exc)
-        damage = Damage(path=mf.MANIFEST_NAME, holds="the manifest", found=reason)
+    except IntegrityError as exc:
+        damage = Damage(path=mf.MANIFEST_NAME, holds="the manifest", found=str(exc))
         return Audit(store_sha256=None, n_files=len(files), n_bytes=0, damages=(damage,))
-    arrays = parse_arrays(root, [p for p in manifest if not mf.is_chunk(p)])
+    arrays = parse_arrays(root, [p for p in manifest if not mf.is_chunk(p) and files.get(p, -1) >= 0])
     damages: list[Damage] = []
     n_bytes = 0
     for path in sorted(manifest):
@@ -59,6 +58,14 @@ def audit_store(root: Path, *, progress: Callable[[int], None] = lambda n: None)
         damages.append(Damage(path=path, holds=path, found="not in the manifest"))
     damages.extend(_inconsistency(root) if not damages else ())
     return Audit(store_sha256=mf.store_sha256(data), n_files=len(manifest), n_bytes=n_bytes, damages=tuple(damages))
+
+
+def _manifest_bytes(path: Path) -> bytes:
+    """The manifest, never through a link or out of a pipe that nobody fills."""
+    if path.is_symlink() or not path.is_file():
+        found = "a link or special file, not a plain one" if path.is_symlink() or path.exists() else "missing"
+        raise IntegrityError(found, code="store.manifest")
+    return path.read_bytes()
 
 
 def _damage(root: Path, path: str, promised: mf.FileDigest, size: int | None) -> str | None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch.utils.data import DataLoader
-
 from pipeline.stream.scan_stream import Batch, ScanStream
+from pipeline.stream.waiting import TimedBatches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,22 +48,15 @@ def iterate(
     `content` adds the chain over the bytes of every batch, h_i = SHA-256(h_(i-1) + d_i), where d_i is the SHA-256 over
     the SHA-256s of the frames of batch i.
     """
-    batches: Iterable[Batch] = stream
-    if num_workers:
-        batches = DataLoader(stream, batch_size=None, num_workers=num_workers)
     digest, n_batches, n_frames = bytes(32), 0, 0
     began, cpu = time.perf_counter(), _cpu_seconds()
-    running = iter(batches)
-    batch, wait_s = next(running, None), 0.0
-    while batch is not None:
+    batches = TimedBatches(stream, num_workers=num_workers)
+    for batch in batches:
         if content:
             digest = hashlib.sha256(digest + _digest_of(batch)).digest()
         n_batches += 1
         n_frames += batch.indices.numel()
         progress(batch.indices.numel())
-        asked = time.perf_counter()
-        batch = next(running, None)
-        wait_s += time.perf_counter() - asked
     seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
     return Measured(
         order_sha256=stream.order_sha256(),
@@ -72,7 +64,7 @@ def iterate(
         batches=n_batches,
         frames=n_frames,
         seconds=seconds,
-        wait_s=wait_s,
+        wait_s=batches.waited_s,
         cpu_s=cpu,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         chunks_decoded=None if num_workers else stream.chunks_decoded,

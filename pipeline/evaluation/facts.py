@@ -1,0 +1,157 @@
+"""What a run tells about itself: in its report, and in the attributes of its result."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.config import ReconstructConfig, TrainConfig, to_toml
+from pipeline.evaluation.figure import Curve
+from pipeline.evaluation.folder import RunFolder, host, versions
+from pipeline.learning.estimate import Estimate
+from pipeline.learning.journal import Journal
+from pipeline.physics.passes import Scene
+
+LOSS_NAMES: Final = {
+    "poisson": "Poisson NLL",
+    "poisson-background": "Poisson NLL",
+    "amplitude": "amplitude loss",
+}
+
+
+def attributes_of(
+    config: ReconstructConfig,
+    scene: Scene,
+    found: Estimate,
+    *,
+    bundle_sha256: str | None,
+    nll_network: float | None,
+) -> Mapping[str, Any]:
+    """Root attributes of the result: what it was made of and how; nothing that differs from run to run."""
+    settled = {"ptychozarr", "numpy", "torch"}
+    return {
+        "store_sha256": scene.record.store_sha256,
+        "bundle_sha256": bundle_sha256,
+        "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
+        "refine": {
+            "what": found.refined,
+            "modes": len(found.optics.probe),
+            "evidence": None if found.evidence is None else asdict(found.evidence),
+        },
+        "loss": {"name": found.solver.loss, "background": found.background},
+        "nll": {
+            "solver": found.chosen.loss,
+            "network": nll_network,
+            "floor": found.chosen.floor,
+            "frames": int(np.count_nonzero(found.split.judged)),
+        },
+        "r_factor": found.fit.r_factor,
+        "photons_scale": scene.photons_scale,
+        "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
+        "versions": {name: text for name, text in versions().items() if name in settled},
+    }
+
+
+def facts_of(
+    run: RunFolder, config: ReconstructConfig, scene: Scene, found: Estimate, journal: Journal
+) -> dict[str, Any]:
+    """What the report tells."""
+    source = run.facts["source"]
+    waited, spent = (sum(getattr(phase, name) for phase in journal.phases) for name in ("wait_s", "wall_s"))
+    shift = None if found.shift is None else found.shift.numpy()[scene.eligible]
+    length = None if shift is None else np.hypot(*shift.T)
+    gain = None if found.gain is None else found.gain.numpy()[scene.eligible]
+    return {
+        "title": f"Reconstruction of {source['name']}",
+        "command": shlex.join(run.facts["command"]),
+        "source": {**source, "store_sha256": scene.record.store_sha256},
+        "frames": scene.n_frames,
+        "frame_shape": [scene.side, scene.side],
+        "frames_invalid": int(np.count_nonzero(~scene.eligible)),
+        "photons_per_frame": None if found.solver.loss == "amplitude" else found.survey.photons_per_frame,
+        "loss": found.solver.loss,
+        "background": found.background,
+        "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
+        "refine": {
+            "what": found.refined,
+            "modes": len(found.optics.probe),
+            "asked": config.refine.what,
+            "reason": found.reason,
+            "evidence": None if found.evidence is None else asdict(found.evidence),
+        },
+        "choice": [
+            {"prior": str(trial.prior), "nll": trial.loss, "iterations": trial.iterations} for trial in found.trials
+        ],
+        "nll_held_out": found.chosen.loss,
+        "nll_floor": found.chosen.floor,
+        "frames_held_out": int(np.count_nonzero(found.split.judged)),
+        "shift_px": None if length is None else {"median": float(np.median(length)), "max": float(length.max())},
+        "gain": None if gain is None else {"min": float(gain.min()), "max": float(gain.max())},
+        "phases": [
+            {
+                "name": phase.name,
+                "passes": phase.passes,
+                "cpu_s": phase.cpu_s,
+                "wall_s": phase.wall_s,
+                "data_wait_fraction": phase.wait_s / phase.wall_s if phase.wall_s else None,
+            }
+            for phase in journal.phases
+        ],
+        "data_wait_fraction": waited / spent if spent else None,
+        "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "environment": {**versions(), "threads": config.threads, "cpu": host()["cpu"]},
+        "warnings": list(_warnings(scene, found)),
+    }
+
+
+def _warnings(scene: Scene, found: Estimate) -> Iterator[str]:
+    if found.solver.loss == "amplitude":
+        yield (
+            "the photon scale is unknown: frames were scaled to 1e5 photons and the amplitude loss takes the place of "
+            "the Poisson NLL; --photons-per-frame tells the scale"
+        )
+    if found.refined == "none" and found.evidence is not None and found.evidence.asks_to_refine:
+        yield f"{found.reason}; --refine auto would mend them"
+    if scene.declared and scene.record.attrs["photons_scale"] is not None:
+        yield "--photons-per-frame overrules the photon scale that the store itself tells"
+
+
+def curves_of(found: Estimate) -> tuple[Curve, ...]:
+    """Held-out loss over the passes of every candidate."""
+    return tuple(
+        Curve(
+            label=str(trial.prior),
+            iterations=[number for number, _ in trial.curve],
+            losses=[loss for _, loss in trial.curve],
+            chosen=trial is found.chosen,
+        )
+        for trial in found.trials
+    )
+
+
+def bundle_config(config: TrainConfig, scene: Scene, found: Estimate) -> Mapping[str, Any]:
+    """What a bundle has to know to be used: how it was trained, and on what kind of frames."""
+    return {
+        "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
+        "frame_side": scene.side,
+        "loss": {"name": found.holding.loss, "background": found.holding.background},
+        "photons_per_frame": None if found.solver.loss == "amplitude" else found.survey.photons_per_frame,
+        "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
+        "refine": {"what": found.refined, "modes": len(found.held.probe)},
+    }
+
+
+def lineage_of(run: RunFolder, scene: Scene) -> Mapping[str, Any]:
+    """Where a bundle comes from: the store and the file behind it, by what they hold."""
+    source = run.facts["source"]
+    return {
+        "store_sha256": scene.record.store_sha256,
+        "source": {"name": source["name"], "sha256": source["sha256"]},
+        "versions": {name: text for name, text in versions().items() if name in ("ptychozarr", "numpy", "torch")},
+    }

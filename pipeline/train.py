@@ -1,0 +1,110 @@
+"""`python -m pipeline.train SOURCE --output RUN`: a scan's frames to a network and the bundle that proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
+from pipeline.config import TrainConfig, parse_setting, resolve_config
+from pipeline.scan.options import declaration_options
+
+_DEFAULTS = TrainConfig()
+
+
+@command("ptychozarr.train/1")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), metavar="RUN", help="folder to make, with bundle and report")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with an interrupted run")
+@click.option("--model", type=click.Choice(["canvas"]), help=f"what is trained [default: {_DEFAULTS.model}]")
+@click.option(
+    "--prior",
+    type=click.Choice(["auto", "quadratic", "tv"]),
+    help=f"of the solves that training starts from [default: {_DEFAULTS.prior.name}]",
+)
+@click.option("--modes", type=int, help="probe modes [default: those of the store; 4 where auto refines]")
+@click.option(
+    "--refine",
+    type=click.Choice(["auto", "none", "probe", "probe,positions"]),
+    help=f"what to mend besides the object, once, before training [default: {_DEFAULTS.refine.what}]",
+)
+@click.option("--steps", type=int, help=f"of the network [default: {_DEFAULTS.fit.steps}]")
+@click.option("--epochs", type=int, help="in place of steps")
+@click.option("--batch-size", type=int, help=f"frames in a batch [default: {_DEFAULTS.stream.batch_size}]")
+@click.option(
+    "--batches",
+    type=click.Choice(["shuffled", "cluster"]),
+    help=f"how batches are made [default: {_DEFAULTS.stream.batches}]",
+)
+@click.option("--cluster-size", type=int, help="frames in a cluster [default: the batch]")
+@click.option(
+    "--gridsize", type=int, help=f"of groups; canvas works on single frames [default: {_DEFAULTS.stream.gridsize}]"
+)
+@click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
+@click.option("--seed", type=int, help=f"of everything random [default: {_DEFAULTS.seed}]")
+@click.option("--threads", type=int, help=f"of the computation; part of the result [default: {_DEFAULTS.threads}]")
+@click.option("--num-workers", type=int, help="reading processes; no part of the result [default: 0]")
+@click.option("--accelerator", type=click.Choice(["cpu"]), help="where to compute [default: cpu]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any setting (run.toml of another run)")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="one setting, e.g. fit.learning_rate=1e-3")
+@click.option("--catalog", type=click.Path(path_type=Path), help="look SOURCE up by name here")
+@declaration_options
+def main(
+    *, source: Path | None, output: Path | None, resume: Path | None, model: str | None, prior: str | None,
+    modes: int | None, refine: str | None, steps: int | None, epochs: int | None, batch_size: int | None,
+    batches: str | None, cluster_size: int | None, gridsize: int | None, photons_per_frame: float | None,
+    seed: int | None, threads: int | None, num_workers: int | None, accelerator: str | None, config: Path | None,
+    sets: Sequence[str], catalog: Path | None, **declared: Any,
+) -> Outcome:  # fmt: skip
+    """Train on SOURCE (a store, a legacy NPZ, or a catalog's name) from its photons alone, no truth needed.
+
+    Two splits of its frames into halves are solved; the network learns to improve each solve in the eyes of the frames
+    that it did not use. RUN then holds wts.h5.zip, report.html, report.json and metrics.jsonl; the same inputs give
+    the same bytes. A run that was stopped goes on with --resume RUN.
+    """
+    settings = {
+        "model": model, "prior.name": prior, "refine.modes": modes, "refine.what": refine, "fit.steps": steps,
+        "fit.epochs": epochs, "stream.batch_size": batch_size, "stream.batches": batches,
+        "stream.cluster_size": cluster_size, "stream.gridsize": gridsize, "photons_per_frame": photons_per_frame,
+        "seed": seed, "threads": threads, "num_workers": num_workers,
+    }  # fmt: skip
+    ctx = click.get_current_context()
+    if resume is not None:
+        refuse_with_resume(ctx)
+    elif source is None or output is None:
+        raise click.UsageError("Give SOURCE and --output RUN, or --resume RUN.", ctx)
+    else:
+        given = {key: value for key, value in settings.items() if value is not None}
+        tree = resolve_config(TrainConfig, file=config, settings={**dict(map(parse_setting, sets)), **given})
+    from pipeline.evaluation.folder import at_work, begin_run, open_run
+    from pipeline.evaluation.run import check_training, run_training
+    from pipeline.scan.declaration import Declaration
+
+    if resume is not None:
+        run = open_run(resume, kind="train")
+    else:
+        assert source is not None
+        assert output is not None
+        run = begin_run(
+            source, output, tree, kind="train", said=Declaration(**declared), catalog=catalog,
+            command=as_typed(ctx, "pipeline.train"), check=lambda record: check_training(record, tree),
+        )  # fmt: skip
+    with at_work(run):
+        found = run_training(run, tell=lambda name, n: progress(name, n, unit="step" if name == "fit" else "pass"))
+    return Outcome(data=found, text=_text(found))
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['run']}: trained\n"
+        f"  report  {found['run']}/report.html\n"
+        f"  bundle  {found['bundle_path']}\n"
+        f"bundle_sha256 {found['bundle_sha256']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
