@@ -13,10 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+import torch
 from torch import Tensor
 
 from pipeline.config import ReconstructConfig, SolverConfig
@@ -27,10 +28,18 @@ from pipeline.learning.estimate import EVIDENCE_PRIOR, Estimate, estimate
 from pipeline.learning.journal import Journal
 from pipeline.physics.choice import Split, held_out_scores, split_frames
 from pipeline.physics.fit import fit_of
-from pipeline.physics.forward import Optics, Passes
+from pipeline.physics.forward import Frames, Optics, Passes
 from pipeline.physics.passes import ScanPasses, Scene, open_scene
 from pipeline.physics.refine import REFINING_PRIOR, RefineState, adjusted, epie, refine, start_refinement, with_probe
-from pipeline.physics.solver import blank_state, canvas_over, prepare, project_amplitude, solve, survey_scan
+from pipeline.physics.solver import (
+    blank_state,
+    canvas_over,
+    chosen_frames,
+    prepare,
+    project_amplitude,
+    solve,
+    survey_scan,
+)
 from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
@@ -48,7 +57,7 @@ class Plan:
     """How much is done; iterations at which something is scored are called `at`.
 
     scored : first and end of the rows and columns of a known object that count. modes : of the refinements.
-    epie_passes : those with steps of 1 and those with 0.2.
+    epie_steps : the length of the steps, of object and probe, in each pass.
     """
 
     config: ReconstructConfig = field(default_factory=ReconstructConfig)
@@ -57,7 +66,7 @@ class Plan:
     held_at: Sequence[int] = (10, 40)
     refined_at: Sequence[int] = (10, 20, 30, 40)
     modes: Sequence[int] = (1, 2, 4)
-    epie_passes: tuple[int, int] = (5, 40)
+    epie_steps: Sequence[float] = (1.0,) * 5 + (0.2,) * 40
 
 
 def timed(states: Iterable[State]) -> Iterator[tuple[State, float]]:
@@ -218,24 +227,36 @@ def measure_held(bench: Bench) -> Iterator[Score]:
                 yield Score(method, state.iteration, *bench.score(state.canvas, passes, optics), spent)
 
 
-def measure_epie(bench: Bench) -> Iterator[Score]:
+def at_random(passes: Passes) -> Passes:
+    """The same frames from memory, in a new order in each pass."""
+    batches, numbers = list(passes()), count()
+    whole = Frames(*(torch.cat([batch[part] for batch in batches]) for part in range(3)))
+
+    def again() -> Iterator[Frames]:
+        order = permutation(0, Purpose.WINDOW_FRAMES, next(numbers), n=len(whole.positions))
+        yield chosen_frames(whole, torch.from_numpy(order))
+
+    return again
+
+
+def measure_epie(bench: Bench, order: str) -> Iterator[Score]:
     """Own ePIE with probe update, one mode: after the last of its passes, and after the one that predicts best."""
-    (n_wide, n_narrow), use, scores = bench.plan.epie_passes, bench.split.solved, list[Score]()
-    method = f"own ePIE with probe update, {n_wide} passes at 1, {n_narrow} at 0.2"
+    steps, use, scores = bench.plan.epie_steps, bench.split.solved, list[Score]()
     with passes_of(bench.scene, bench.plan, n_modes=1) as passes:
         optics = bench.whole_windows(passes)
+        ordered = at_random(passes) if order == "random order" else passes
 
         def run() -> Iterator[RefineState]:
             state = start_refinement(optics, n_frames=bench.scene.n_frames)
-            for step in [1.0] * n_wide + [0.2] * n_narrow:
-                state = next(epie(passes, optics, start=state, object_step=step, probe_step=step, use=use))
+            for step in steps:
+                state = next(epie(ordered, optics, start=state, object_step=step, probe_step=step, use=use))
                 yield state
 
         for state, spent in timed(run()):
             found = bench.score(state.canvas, passes, with_probe(optics, state.probe))
-            scores.append(Score(method, state.start_passes, *found, spent))
+            scores.append(Score(f"own one-mode ePIE, {order}", state.start_passes, *found, spent))
     yield scores[-1]
-    yield replace(min(scores, key=lambda score: score.nll), method="the same after its best pass")
+    yield replace(min(scores, key=lambda score: score.nll), method="- its best pass")
 
 
 def measure_refined(bench: Bench, modes: int) -> Iterator[Score]:
@@ -259,7 +280,8 @@ def measure_measured(store: Path, plan: Plan) -> list[Score]:
     split = split_frames(permutation(0, Purpose.HELD_OUT, n=scene.n_frames), scene.positions, scene.eligible)
     bench = Bench(scene=scene, split=split, plan=plan)
     refined = (measure_refined(bench, modes) for modes in plan.modes)
-    return list(chain(measure_held(bench), measure_epie(bench), *refined))
+    epies = (measure_epie(bench, order) for order in ("store order", "random order"))
+    return list(chain(measure_held(bench), *epies, *refined))
 
 
 def measured_table(scores: Sequence[Score]) -> str:

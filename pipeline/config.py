@@ -318,7 +318,7 @@ def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapp
     known = dict(_leaves(kind))
     for key in given:
         _refuse_unknown(key, sorted(known), where="" if file is None else f"{file}: ")
-    return _built(kind, {key: _typed(key, value, known[key]) for key, value in given.items()})
+    return _changed(kind(), {key: _typed(key, value, known[key]) for key, value in given.items()})
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -403,12 +403,10 @@ def _typed(key: str, value: object, hint: Any) -> object:
     raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type")
 
 
-def _built(kind: type[Tree], values: Mapping[str, object]) -> Tree:
-    hints, arguments = typing.get_type_hints(kind), dict[str, Any]()
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]  # every tree here is a dataclass
-        if dataclasses.is_dataclass(hints[f.name]):
-            inside = {k.removeprefix(f"{f.name}."): v for k, v in values.items() if k.startswith(f"{f.name}.")}
-            arguments[f.name] = _built(hints[f.name], inside)
-        elif f.name in values:
-            arguments[f.name] = values[f.name]
-    return kind(**arguments)
+def _changed(base: Tree, values: Mapping[str, object]) -> Tree:
+    """The tree with the values at these dotted keys in place of its own."""
+    changes = {key: value for key, value in values.items() if "." not in key}
+    for branch in dict.fromkeys(key.partition(".")[0] for key in values if "." in key):
+        inside = {k.removeprefix(f"{branch}."): v for k, v in values.items() if k.startswith(f"{branch}.")}
+        changes[branch] = _changed(getattr(base, branch), inside)
+    return dataclasses.replace(base, **changes)  # type: ignore[type-var]  # every tree here is a dataclass

@@ -217,11 +217,10 @@ def _read(path: Path) -> bytes:
                 code="bundle.foreign",
                 hint="python -m converters.inspect, if it is an NPZ" if path.suffix == ".npz" else None,
             )
+        if size > largest:
+            raise BundleError(f"{path}: {size} bytes; no bundle has more than {largest}", code="bundle.size")
         file.seek(0)
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise BundleError(f"{path}: larger than any bundle ({largest} bytes)", code="bundle.size")
-    return data
+        return file.read(size)
 
 
 def _inspect(data: bytes) -> tuple[dict[str, memoryview], list[Damage]]:

@@ -15,6 +15,7 @@ from pipeline.config import (
     ReconstructConfig,
     RefineConfig,
     SolverConfig,
+    TrainConfig,
     parse_setting,
     resolve_config,
     to_toml,
@@ -52,6 +53,12 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
     path.write_text("seed = 3\n[solver]\niterations = 7\nstep = 1\n")
     config = resolve_config(ReconstructConfig, file=path, settings={"solver.iterations": 9, "threads": None})
     assert config == replace(ReconstructConfig(), seed=3, solver=SolverConfig(iterations=9, step=1.0))
+
+
+def test_what_is_not_given_stays_as_the_tree_wants_it() -> None:
+    config = resolve_config(TrainConfig, settings={"stream.neighbors": 9})
+    assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, neighbors=9))
+    assert (config.stream.batch_size, config.stream.batches) == (192, "cluster")
 
 
 @pytest.mark.parametrize(
