@@ -31,15 +31,7 @@ from pipeline.physics.fit import fit_of
 from pipeline.physics.forward import Frames, Optics, Passes
 from pipeline.physics.passes import ScanPasses, Scene, open_scene
 from pipeline.physics.refine import REFINING_PRIOR, RefineState, adjusted, epie, refine, start_refinement, with_probe
-from pipeline.physics.solver import (
-    blank_state,
-    canvas_over,
-    chosen_frames,
-    prepare,
-    project_amplitude,
-    solve,
-    survey_scan,
-)
+from pipeline.physics.solver import blank_state, canvas_over, prepare, project_amplitude, solve, survey_scan
 from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
@@ -68,6 +60,10 @@ class Plan:
     modes: Sequence[int] = (1, 2, 4)
     epie_steps: Sequence[float] = (1.0,) * 5 + (0.2,) * 40
 
+    def passes(self, scene: Scene, n_modes: int) -> ScanPasses:
+        """Passes in batches for so many probe modes."""
+        return ScanPasses(scene, batch_pixels=self.config.solver.batch_pixels, n_modes=n_modes)
+
 
 def timed(states: Iterable[State]) -> Iterator[tuple[State, float]]:
     """States beside the CPU-seconds that they and those before took; what happens in between is not counted."""
@@ -83,11 +79,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def passes_of(scene: Scene, plan: Plan, *, n_modes: int) -> ScanPasses:
-    """Passes in batches for so many probe modes."""
-    return ScanPasses(scene, batch_pixels=plan.config.solver.batch_pixels, n_modes=n_modes)
-
-
 def optics_of(scene: Scene, passes: Passes, config: SolverConfig, *, margin: float = 0.0) -> Optics:
     """The optics of the stored probe, the canvas wider by `margin` pixels on each side."""
     survey = survey_scan(passes, scene.probe, valid=scene.valid)
@@ -95,23 +86,19 @@ def optics_of(scene: Scene, passes: Passes, config: SolverConfig, *, margin: flo
     return prepare(survey, scene.probe, config=config, geometry=geometry, valid=scene.valid)
 
 
-# --- simulated scans, whose objects are known
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
     """What was measured on a scan whose object is known.
 
     courses : name of a method -> complex NRMSE and CPU-seconds after each number of iterations.
-    found : what `estimate` chose; error : complex NRMSE of its object.
-    cpu_s : of evidence, of the choice, of the solve, of all that `estimate` did.
+    found : what `estimate` made; error : complex NRMSE of its object; cpu_s : of its parts, and of all of it.
     """
 
     title: str
     courses: dict[str, list[tuple[float, float]]]
     found: Estimate
     error: float
-    cpu_s: tuple[float, ...]
+    cpu_s: dict[str, float]
 
 
 def error_of(canvas: Tensor, optics: Optics, scene: Scene, scored: tuple[int, int]) -> float:
@@ -125,7 +112,7 @@ def measure_known(title: str, store: Path, journal: Journal, plan: Plan) -> Know
     """Solver and amplitude projection from a blank start, then what `estimate` makes of the scan."""
     scene, last = open_scene(store), max(plan.known_at)
     config = replace(plan.config.solver, iterations=last)
-    with passes_of(scene, plan, n_modes=len(scene.probe)) as passes:
+    with plan.passes(scene, len(scene.probe)) as passes:
         optics = optics_of(scene, passes, config)
         start = blank_state(passes, optics)
         methods = {
@@ -144,11 +131,10 @@ def measure_known(title: str, store: Path, journal: Journal, plan: Plan) -> Know
     found = estimate(scene, plan.config, journal)
     spent = time.process_time() - begun
     error = error_of(found.canvas, found.optics, scene, plan.scored)
-    parts = [
-        sum(phase.cpu_s for phase in journal.phases if phase.name.startswith(part))
-        for part in ("evidence", "choice", "solve")
-    ]
-    return Known(title=title, courses=courses, found=found, error=error, cpu_s=(*parts, spent))
+    phases = {phase.name.split()[0]: 0.0 for phase in journal.phases}
+    for phase in journal.phases:
+        phases[phase.name.split()[0]] += phase.cpu_s
+    return Known(title=title, courses=courses, found=found, error=error, cpu_s={**phases, "all": spent})
 
 
 def known_tables(scans: Sequence[Known], plan: Plan) -> str:
@@ -163,26 +149,21 @@ def known_tables(scans: Sequence[Known], plan: Plan) -> str:
         best, trials = scan.found.chosen, scan.found.trials
         cells = (f"**{trial.loss:.5f}**" if trial is best else f"{trial.loss:.5f}" for trial in trials)
         losses.append([scan.title, *cells, f"{best.floor:.5f}"])
-        chosen.append([scan.title, str(best.prior), f"{scan.error:.4f}", *(f"{cpu_s:.1f}" for cpu_s in scan.cpu_s)])
-    names = (str(trial.prior) for trial in scans[0].found.trials)
-    return "\n\n".join(
-        (
-            table(["complex NRMSE @ CPU-s after iteration", *map(str, plan.known_at)], courses),
-            table(["held-out loss", *names, "photon noise alone"], losses),
-            table(["estimate", "prior", "NRMSE", "CPU-s: evidence", "choice", "solve", "all"], chosen),
-        )
+        spent = map("{:.1f}".format, scan.cpu_s.values())
+        chosen.append([scan.title, str(best.prior), f"{scan.error:.4f}", *spent])
+    heads = (
+        ["complex NRMSE @ CPU-s after iteration", *map(str, plan.known_at)],
+        ["held-out loss", *(str(trial.prior) for trial in scans[0].found.trials), "photon noise alone"],
+        ["estimate", "prior", "NRMSE", *(f"{part}, CPU-s" for part in scans[0].cpu_s)],
     )
-
-
-# --- a measured scan, judged by frames held out
+    return "\n\n".join(map(table, heads, (courses, losses, chosen)))
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """How well object and probe predict frames that they were not made from.
 
-    nll, floor : per good pixel of the frames that judge, found and expected of photon noise alone.
-    r_factor : over all frames, those held out included.
+    nll : per good pixel of the frames that judge; floor : of photon noise alone. r_factor : of all frames.
     """
 
     method: str
@@ -208,18 +189,19 @@ class Bench:
         fit = fit_of(frames, canvas, optics, n_frames=self.scene.n_frames, loss=LOSS, background=background)
         return nll, floor, fit.r_factor
 
-    def whole_windows(self, passes: Passes) -> Optics:
-        """The optics that a refinement begins with: all of the stored probe, and room for positions to move."""
+    def begin(self, passes: Passes) -> tuple[Optics, RefineState]:
+        """What a refinement begins with: all of the stored probe, room for positions to move, a blank object."""
         config, margin = replace(self.plan.config.solver, support_energy=1.0), self.plan.config.refine.max_shift_px
         optics = optics_of(self.scene, passes, config, margin=margin)
-        return with_probe(optics, optics.probe)
+        optics = with_probe(optics, optics.probe)
+        return optics, start_refinement(optics, n_frames=self.scene.n_frames)
 
 
 def measure_held(bench: Bench) -> Iterator[Score]:
     """The stored probe held fixed."""
     scene, at, use = bench.scene, bench.plan.held_at, bench.split.solved
     config, method = replace(bench.plan.config.solver, iterations=max(at)), f"stored probe held, {EVIDENCE_PRIOR}"
-    with passes_of(scene, bench.plan, n_modes=len(scene.probe)) as passes:
+    with bench.plan.passes(scene, len(scene.probe)) as passes:
         optics = optics_of(scene, passes, config)
         start = blank_state(passes, optics, use=use)
         for state, spent in timed(solve(passes, optics, prior=EVIDENCE_PRIOR, config=config, start=start, use=use)):
@@ -229,12 +211,11 @@ def measure_held(bench: Bench) -> Iterator[Score]:
 
 def at_random(passes: Passes) -> Passes:
     """The same frames from memory, in a new order in each pass."""
-    batches, numbers = list(passes()), count()
-    whole = Frames(*(torch.cat([batch[part] for batch in batches]) for part in range(3)))
+    parts, numbers = [torch.cat(values) for values in zip(*(batch[:3] for batch in passes()), strict=True)], count()
 
     def again() -> Iterator[Frames]:
-        order = permutation(0, Purpose.WINDOW_FRAMES, next(numbers), n=len(whole.positions))
-        yield chosen_frames(whole, torch.from_numpy(order))
+        order = torch.from_numpy(permutation(0, Purpose.WINDOW_FRAMES, next(numbers), n=len(parts[0])))
+        yield Frames(*(part[order] for part in parts))
 
     return again
 
@@ -242,12 +223,12 @@ def at_random(passes: Passes) -> Passes:
 def measure_epie(bench: Bench, order: str) -> Iterator[Score]:
     """Own ePIE with probe update, one mode: after the last of its passes, and after the one that predicts best."""
     steps, use, scores = bench.plan.epie_steps, bench.split.solved, list[Score]()
-    with passes_of(bench.scene, bench.plan, n_modes=1) as passes:
-        optics = bench.whole_windows(passes)
+    with bench.plan.passes(bench.scene, 1) as passes:
+        optics, start = bench.begin(passes)
         ordered = at_random(passes) if order == "random order" else passes
 
         def run() -> Iterator[RefineState]:
-            state = start_refinement(optics, n_frames=bench.scene.n_frames)
+            state = start
             for step in steps:
                 state = next(epie(ordered, optics, start=state, object_step=step, probe_step=step, use=use))
                 yield state
@@ -264,9 +245,8 @@ def measure_refined(bench: Bench, modes: int) -> Iterator[Score]:
     at, use, method = bench.plan.refined_at, bench.split.solved, f"refined, modes: {modes}; {REFINING_PRIOR}"
     config = replace(bench.plan.config.refine, what="probe,positions", modes=modes, iterations=max(at))
     solver = replace(bench.plan.config.solver, loss=LOSS, background=config.background)
-    with passes_of(bench.scene, bench.plan, n_modes=modes) as passes:
-        optics = bench.whole_windows(passes)
-        start = start_refinement(optics, n_frames=bench.scene.n_frames)
+    with bench.plan.passes(bench.scene, modes) as passes:
+        optics, start = bench.begin(passes)
         states = refine(passes, optics, prior=REFINING_PRIOR, solver=solver, config=config, start=start, use=use)
         for state, spent in timed(states):
             if state.iteration in at:
@@ -287,9 +267,8 @@ def measure_measured(store: Path, plan: Plan) -> list[Score]:
 def measured_table(scores: Sequence[Score]) -> str:
     """One row for each score."""
     head = ["method", "iterations", "held-out NLL", "photon noise alone", "R_F", "CPU-s"]
-    numbers = ([f"{value:.4f}" for value in (score.nll, score.floor, score.r_factor)] for score in scores)
-    rows = ([s.method, str(s.iteration), *found, f"{s.cpu_s:.1f}"] for s, found in zip(scores, numbers, strict=True))
-    return table(head, rows)
+    cells = (map("{:.4f}".format, (score.nll, score.floor, score.r_factor)) for score in scores)
+    return table(head, ([s.method, str(s.iteration), *c, f"{s.cpu_s:.1f}"] for s, c in zip(scores, cells, strict=True)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -309,8 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ingest(plan_ingest(options.data / "siemens516_full.npz", said), stores["siemens"])
         plan, known = replace(Plan(), modes=(*Plan().modes, *options.more)), []
         for title in ("lines", "mix"):
-            (folder / title).mkdir()
-            journal = Journal(folder / title, tell=lambda name, passes: lambda done: None)
+            journal = Journal(Path(tempfile.mkdtemp(dir=folder)), tell=lambda name, passes: lambda done: None)
             known.append(measure_known(title, stores[title], journal, plan))
         print(f"{known_tables(known, plan)}\n", flush=True)
         print(measured_table(measure_measured(stores["siemens"], plan)))

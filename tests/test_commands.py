@@ -20,6 +20,7 @@ MODULES = {
     "inspect": "converters.inspect",
     "iterate": "pipeline.iterate",
     "reconstruct": "pipeline.reconstruct",
+    "train": "pipeline.train",
     "simulate": "pipeline.simulate",
     "verify": "pipeline.verify",
     "catalog": "catalogs",

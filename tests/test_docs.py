@@ -23,7 +23,7 @@ PAGES_TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 COMMANDS = REPOSITORY / "docs" / "commands.md"
 SPELLED = (
     "converters.inspect", "converters.npz2zarr", "converters.zarr2npz", "pipeline.verify", "pipeline.iterate",
-    "pipeline.reconstruct", "pipeline.simulate", "catalogs", "catalogs list", "catalogs show",
+    "pipeline.reconstruct", "pipeline.train", "pipeline.simulate", "catalogs", "catalogs list", "catalogs show",
 )  # fmt: skip
 
 

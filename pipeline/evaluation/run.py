@@ -125,7 +125,7 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
     journal = Journal(run.checkpoints, tell=tell, log=run.path / METRICS_NAME)
     found = estimate(scene, config.solving, journal)
-    stream, fit_config = fit_stream(scene, config)
+    stream, fit_config = fit_stream(run.store, config)
     task = canvas_task(scene, found, config, journal)
     state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
     start = start_on(
@@ -223,10 +223,11 @@ def check_training(record: StoreRecord, config: TrainConfig) -> None:
 
     Raises
     ------
-    SchemaError, ConfigError
-        See `check_scene` and `refuse_modes`.
+    SchemaError, ConfigError, PlanError
+        See `check_scene`, `refuse_modes` and `fit_stream`.
     """
     check_reconstruction(record, config.solving)
+    fit_stream(record.path, config)
 
 
 def training_summary(run: RunFolder) -> Mapping[str, Any]:

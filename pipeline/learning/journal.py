@@ -50,7 +50,7 @@ class Journal:
     ) -> None:
         """`tell(name, passes)` gives what is called with each number of passes done; `log` takes a line for each."""
         self._folder, self._tell, self._save_every_s = folder, tell, save_every_s
-        self._log, self._lines = log, 0
+        self._log, self._lines, self._cut_already = log, 0, False
         self._phases: dict[str, Phase] = {}
 
     @property
@@ -89,8 +89,7 @@ class Journal:
             state, kept, before = begin(), list[Mapping[str, Any]](), [0.0, 0.0, 0.0]
         else:
             state, kept, before = unpack(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
-            self._lines = saved[1]["lines"]
-        self._cut()
+            self._lines = max(self._lines, saved[1]["lines"])
         lines = self._lines
         advance, begun = self._tell(name, passes), _clocks(waited)
         advance(done(state))
@@ -129,7 +128,7 @@ class Journal:
         saved = load_checkpoint(path)
         if saved is not None:
             self._phases |= {phase["name"]: Phase(**phase) for phase in saved[1]["phases"]}
-            self._lines = saved[1]["lines"]
+            self._lines = max(self._lines, saved[1]["lines"])
             facts: dict[str, Any] = saved[1]["facts"]
             return facts
         facts = dict(find())
@@ -140,13 +139,16 @@ class Journal:
     def _append(self, name: str, number: int, noted: Mapping[str, Any]) -> None:
         """A line of the log: phase, running index over the whole run, passes done in the phase, what was noted."""
         if self._log is not None:
+            if not self._cut_already:
+                self._cut()
             line = json.dumps({"phase": name, "index": self._lines, "done": number, **noted}, allow_nan=False)
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         self._lines += 1
 
     def _cut(self) -> None:
-        """Drop the lines of the log behind the state that the run goes on from."""
+        """Drop the lines of the log behind the state that this sitting goes on from."""
+        self._cut_already = True
         if self._log is not None and self._log.exists():
             with self._log.open("rb+") as file:
                 for _ in range(self._lines):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +141,7 @@ def fit_batches(stream: ScanStream, *, step: int, num_workers: int) -> TimedBatc
     return TimedBatches(stream, num_workers=num_workers)
 
 
-def fit_stream(scene: Scene, config: TrainConfig) -> tuple[ScanStream, FitConfig]:
+def fit_stream(store: Path, config: TrainConfig) -> tuple[ScanStream, FitConfig]:
     """The stream of a training, as many epochs as its steps take, and the fit with its steps known.
 
     Raises
@@ -148,10 +149,8 @@ def fit_stream(scene: Scene, config: TrainConfig) -> tuple[ScanStream, FitConfig
     PlanError
         Such batches cannot be cut from this scan.
     """
-    once = ScanStream(scene.record.path, replace(config.stream, seed=config.seed, epochs=1))
+    once = ScanStream(store, replace(config.stream, seed=config.seed, epochs=1))
     in_epoch = once.plan(0).n_steps
     steps = config.fit.steps if config.fit.epochs is None else config.fit.epochs * in_epoch
-    stream = ScanStream(
-        scene.record.path, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1))
-    )
+    stream = ScanStream(store, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1)))
     return stream, replace(config.fit, steps=steps)

@@ -89,6 +89,7 @@ def test_a_reconstruction_is_a_folder_with_object_report_and_picture(store: Path
         "bundle_sha256": None,
         "reconstruction_sha256": record.store_sha256,
     }
+    assert record.attrs["warnings"] == []
     assert told["nll_solver"] == min(trial["nll"] for trial in report["choice"])
     assert 0 <= report["data_wait_fraction"] < 1
     assert report["metrics"]["role"] == "truth"
