@@ -116,8 +116,6 @@ def _warnings(scene: Scene, found: Estimate) -> Iterator[str]:
             "the photon scale is unknown: frames were scaled to 1e5 photons and the amplitude loss takes the place of "
             "the Poisson NLL; --photons-per-frame tells the scale"
         )
-    if found.refined == "none" and found.evidence is not None and found.evidence.asks_to_refine:
-        yield f"{found.reason}; --refine auto would mend them"
     if scene.declared and scene.record.attrs["photons_scale"] is not None:
         yield "--photons-per-frame overrules the photon scale that the store itself tells"
 

@@ -267,7 +267,7 @@ def _member_at(data: bytes, at: int, before: Mapping[str, object]) -> tuple[str,
         return _of_file("it ends within the header of a member (truncated?)")
     _, _, _, method, _, _, _, _, size, name_length, _ = _RECORD.unpack(fixed)
     start = at + _RECORD.size + name_length
-    name = data[at + _RECORD.size : start].decode("ascii", "backslashreplace")
+    name = data[at + _RECORD.size : start].decode("latin-1")
     if name not in MEMBERS:
         return _damage(name, "no part of a bundle")
     if name in before:

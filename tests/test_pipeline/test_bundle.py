@@ -161,7 +161,7 @@ def test_a_bundle_that_is_there_already_is_left_and_anything_else_is_kept(bundle
 def test_what_no_reader_would_take_is_not_packed(
     tmp_path: Path, members: dict[str, bytes], lineage: dict, named: str
 ) -> None:
-    with pytest.raises(BundleError, match=named):
+    with pytest.raises(BundleError, match=rf"wts\.h5\.zip: member '{named}' would have"):
         pack_bundle(tmp_path / "wts.h5.zip", members, lineage)
     assert list(tmp_path.iterdir()) == []
 
@@ -207,12 +207,14 @@ def test_no_byte_is_added_anywhere_unnoticed(tmp_path: Path, where: int, more: b
         path.write_bytes(original)
 
 
-def test_bytes_before_and_after_are_counted(bundle: Path) -> None:
+def test_bytes_too_many_or_too_few_are_counted(bundle: Path) -> None:
     original = bundle.read_bytes()
     bundle.write_bytes(b"#!/bin/sh\n" + original)
     assert "10 bytes before its first member" in refusal(bundle)
     bundle.write_bytes(original + b"more")
     assert "4 bytes after its end" in refusal(bundle)
+    bundle.write_bytes(original[:-5])
+    assert "its last 5 bytes are missing" in refusal(bundle)
 
 
 def lacking(name: str) -> dict[str, bytes]:
@@ -328,6 +330,7 @@ def test_nothing_and_something_foreign_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_another_format_is_said_to_be_one(tmp_path: Path) -> None:
-    manifest = {**json.loads(whole()["manifest.json"]), "format": "ptychozarr-bundle/2"}
-    path = packed_as(tmp_path / "wts.h5.zip", whole(manifest_json=canonical_json(manifest)))
-    assert "'ptychozarr-bundle/2'" in refusal(path, SourceError)
+    for more in ({}, {"members": ["another", "form"]}):
+        manifest = {**json.loads(whole()["manifest.json"]), "format": "ptychozarr-bundle/2", **more}
+        path = packed_as(tmp_path / "wts.h5.zip", whole(manifest_json=canonical_json(manifest)))
+        assert "'ptychozarr-bundle/2'" in refusal(path, SourceError)
