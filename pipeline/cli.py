@@ -29,7 +29,7 @@ VERBS = {
     "inspect": ("converters.inspect:main", "what a legacy NPZ is and would become"),
     "convert": ("converters.npz2zarr:main", "a legacy NPZ to a canonical store"),
     "restore": ("converters.zarr2npz:main", "a store back to its NPZ"),
-    "verify": ("pipeline.verify:main", "re-hash every byte of a store"),
+    "verify": ("pipeline.verify:main", "re-hash everything that a store, bundle or run claims"),
     "iterate": ("pipeline.iterate:main", "go through a scan's batches, prove their order"),
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),

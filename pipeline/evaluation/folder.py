@@ -26,17 +26,14 @@ from pipeline.errors import (
     TargetExistsError,
     TerminatedRun,
 )
+from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, FACTS_NAME, FORMAT
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
 
-CONFIG_NAME: Final = "run.toml"
-FACTS_NAME: Final = "run.json"
 DATA_NAME: Final = "data.zarr"
-CHECKPOINTS: Final = "checkpoints"
-_FORMAT: Final = "ptychozarr-run/1"
 
 Tree = TypeVar("Tree")
 
@@ -101,7 +98,7 @@ def begin_run(
         check(record)
         provenance = record.attrs.get("provenance", {})
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "kind": kind,
             "store": DATA_NAME if there.kind != "store" else str(store),
             "store_sha256": record.store_sha256,

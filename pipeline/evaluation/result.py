@@ -10,12 +10,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.scan.audit_run import RESULT_NAME
 from pipeline.scan.record import StoreRecord
 from pipeline.scan.schema import RECONSTRUCTION_FORMAT
 from pipeline.scan.staging import staged_folder
 from pipeline.scan.store import StoreWriter, spec_of
 
-NAME: Final = "reconstruction.zarr"
+NAME: Final = RESULT_NAME
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,11 +27,11 @@ from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, open_scene
+from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
 from pipeline.stream.waiting import TimedBatches
 
-BUNDLE_NAME: Final = "wts.h5.zip"
 METRICS_NAME: Final = "metrics.jsonl"
 
 

@@ -249,6 +249,11 @@ def another_group(file: h5py.File, name: str) -> None:
     file.copy("diffraction_to_obj", name)
 
 
+def two_names_of_an_array(file: h5py.File) -> None:
+    del file["diffraction_to_obj"], file["autoencoder"]
+    file["autoencoder"] = file["diffraction_to_obj"] = file["probe"]
+
+
 def many_names(file: h5py.File) -> None:
     for i in range(2000):
         file[f"diffraction_to_obj/w{i}"] = file["probe"]
@@ -273,6 +278,7 @@ def two_attributes(file: h5py.File) -> None:
         (replaced(WEIGHT, linked(h5py.Empty(np.float32))), "'first.bias' is no array"),
         (replaced("autoencoder", another_group), "not one group under two names"),
         (replaced("autoencoder", linked(VALUES)), "not one group under two names"),
+        (two_names_of_an_array, "not one group under two names"),
         (replaced("autoencoder", linked(h5py.SoftLink("/diffraction_to_obj"))), "'autoencoder' is a link"),
         (replaced(WEIGHT, linked(h5py.SoftLink("/probe"))), "'first.bias' is a link to another place"),
         (replaced(WEIGHT, chunked), "not stored as plain numbers inside the file"),
