@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import h5py  # type: ignore[import-untyped]
+import h5py  # type: ignore[import-untyped]  # h5py has no types
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -249,7 +249,8 @@ def frame_loss(
     background : b, photons per pixel.
     batch_size : frames whose fields are in memory at a time.
     """
-    found: Tensor = _FrameLoss.apply(canvas, frames, optics, loss, background, batch_size)  # type: ignore[no-untyped-call]
+    apply = _FrameLoss.apply  # torch leaves it without types
+    found: Tensor = apply(canvas, frames, optics, loss, background, batch_size)  # type: ignore[no-untyped-call]
     return found
 
 

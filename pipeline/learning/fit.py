@@ -87,7 +87,7 @@ def fit(task: Task, batches: Iterable[Batch], config: FitConfig, *, start: FitSt
                 code="fit.diverged",
                 hint="a smaller --set fit.learning_rate",
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
         optimiser.step()
         yield FitState(
             weights=weights,
