@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from pipeline import __version__
 from pipeline.config import resolve_config, to_toml
 from pipeline.errors import (
+    ConfigError,
     IntegrityError,
     InterruptedRun,
     LockedError,
@@ -88,6 +89,8 @@ def begin_run(
         hint = f"python -m pipeline.{kind} --resume {output}, or another name" if is_run else "another name"
         raise TargetExistsError(f"{output}: exists already", code="target.exists", hint=hint)
     there = locate(source, catalog=catalog)
+    if there.path.resolve() in output.resolve().parents:
+        raise ConfigError(f"{output}: lies inside {there.path}, which would change it", code="target.in_source")
     with staged_folder(output) as stage:
         store = there.path.absolute()
         if there.kind != "store":

@@ -22,11 +22,11 @@ from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
 from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
-from pipeline.learning.estimate import Estimate, estimate, refuse_modes
+from pipeline.learning.estimate import Estimate, estimate, refuse_modes, split_of
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
-from pipeline.physics.passes import Scene, check_scene, open_scene
+from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene
 from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
@@ -246,11 +246,12 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
 
     Raises
     ------
-    SchemaError, ConfigError, BundleError
-        See `check_scene`, `refuse_modes` and `open_network`.
+    SchemaError, ConfigError, PlanError, BundleError
+        See `check_scene`, `refuse_modes`, `split_frames` and `open_network`.
     """
-    check_scene(record)
+    positions = check_scene(record)
     refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+    split_of(config.seed, positions, eligible_frames(record))
     if bundle is not None:
         open_network(bundle, frame_side=record.arrays["diffraction"].layout.shape[1])
 

@@ -157,6 +157,11 @@ def refuse_modes(config: RefineConfig, *, stored: int) -> None:
         )
 
 
+def split_of(seed: int, positions: NDArray[np.float64], eligible: NDArray[np.bool_]) -> Split:
+    """The frames that the seed holds out; see `split_frames`."""
+    return split_frames(permutation(seed, Purpose.HELD_OUT, n=len(positions)), positions, eligible)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Work:
     """What every step of an estimate needs."""
@@ -185,7 +190,7 @@ def estimate(scene: Scene, config: ReconstructConfig, journal: Journal) -> Estim
     refuse_modes(config.refine, stored=len(scene.probe))
     if config.refine.modes is not None:
         scene = replace(scene, probe=scene.probe[: config.refine.modes])
-    split = split_frames(permutation(config.seed, Purpose.HELD_OUT, n=scene.n_frames), scene.positions, scene.eligible)
+    split = split_of(config.seed, scene.positions, scene.eligible)
     work = _Work(scene=scene, config=config, split=split, journal=journal)
     if config.refine.what not in ("auto", "none"):
         return _refined(work, config.refine, reason="asked for", evidence=None)

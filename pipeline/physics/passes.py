@@ -66,7 +66,8 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     Raises
     ------
     SchemaError
-        It is no scan, has no probe, frames are not square, or positions are not finite or outside the stored object.
+        It is no scan, has no probe or no light, frames are not square, or positions are not finite or outside the
+        stored object.
     """
     arrays, path = record.arrays, record.path
     if "diffraction" not in arrays:
@@ -79,12 +80,19 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     height, width = arrays["diffraction"].layout.shape[1:]
     if height != width:
         raise SchemaError(f"{path}: frames of {height} x {width}; a solver needs square ones", code="physics.frames")
+    probe = read_all(record, "probe")
+    if not np.isfinite(probe).all() or not probe.any():
+        what = "holds values that are not finite" if probe.any() else "is zero everywhere"
+        raise SchemaError(f"{path}: the probe {what}", code="physics.no_light")
+    if record.attrs["photons_per_frame"]["measured"] == 0:
+        raise SchemaError(f"{path}: the frames hold no photon", code="physics.no_light")
     positions = np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
-    refuse_positions(record, positions, _eligible(record))
+    refuse_positions(record, positions, eligible_frames(record))
     return positions
 
 
-def _eligible(record: StoreRecord) -> NDArray[np.bool_]:
+def eligible_frames(record: StoreRecord) -> NDArray[np.bool_]:
+    """The frames that the store does not call invalid. (frame,) bool."""
     if "frame_valid" in record.arrays:
         return read_all(record, "frame_valid")
     return np.ones(record.arrays["diffraction"].layout.shape[0], np.bool_)
@@ -116,7 +124,7 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
         probe=torch.from_numpy(read_all(record, "probe")),
         valid=valid,
         positions=positions,
-        eligible=_eligible(record),
+        eligible=eligible_frames(record),
         photons_scale=found,
         loss="poisson" if scale is not None or photons_per_frame is not None else "amplitude",
         declared=photons_per_frame is not None,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,37 @@ def test_an_option_that_cannot_be_is_refused(
     store: Path, tmp_path: Path, options: tuple[str, ...], code: int, said: str
 ) -> None:
     refused(store, "--output", tmp_path / "run", *options, code=code, said=said, left=tmp_path / "run")
+
+
+def test_a_run_never_writes_into_its_source(store: Path) -> None:
+    before = tree_bytes(store)
+    refused(store, "--output", store / "run", *FIXED, code=2, said="which would change it", left=store / "run")
+    assert tree_bytes(store) == before
+
+
+def cut(rows: slice) -> Scan:
+    return replace(scan(), positions=scan().positions[rows], intensity=scan().intensity[rows])
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ((lambda: (cut(slice(0, 1)), None)), 2, "too few"),
+        ((lambda: (scan(), scan().probe * 0)), 4, "the probe is zero everywhere"),
+        ((lambda: (scan(), scan().probe * np.nan)), 4, "the probe holds values that are not finite"),
+        ((lambda: (replace(scan(), intensity=scan().intensity * 0), None)), 4, "the frames hold no photon"),
+    ],
+    ids=["one frame", "dark probe", "broken probe", "dark frames"],
+)
+def test_a_scan_that_tells_nothing_is_refused_before_the_folder_appears(source, code, said, tmp_path: Path) -> None:
+    made, probe = source()
+    store = store_of(made, tmp_path / "s.zarr", probe=None if probe is None else probe.astype(np.complex64))
+    refused(store, "--output", tmp_path / "run", *QUICK, code=code, said=said, left=tmp_path / "run")
+
+
+def test_five_frames_are_enough(tmp_path: Path) -> None:
+    store = store_of(cut(slice(0, 5)), tmp_path / "s.zarr")
+    assert data_of(run_main(main, store, "--output", tmp_path / "run", *QUICK, "--json"))["refine"] == "none"
 
 
 def test_source_and_output_are_needed(store: Path, tmp_path: Path) -> None:
