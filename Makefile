@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell pipeline converters catalogs tests docs benchmarks examples README.md CHANGELOG.md CONTRIBUTING.md
-	$(BIN)/python -m pytest -q -n 0 tests/test_docs.py -k "not demo"
+	$(BIN)/python -m pytest -q -n 0 tests/test_docs.py -k "not demo and not snippets"
 
 pictures: $(STAMP)
 	$(BIN)/python examples/pictures.py
