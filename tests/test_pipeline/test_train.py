@@ -142,6 +142,7 @@ def test_a_training_killed_at_a_random_instant_goes_on_to_the_same_bundle(
     assert lines == (trained[0] / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.long
 def test_a_signal_in_the_middle_of_fitting_keeps_the_state(store: Path, tmp_path: Path) -> None:
     data_of(run_main(train.main, store, "--output", tmp_path / "whole", *QUICK, "--steps", "150", "--json"))
     output = tmp_path / "run"
