@@ -236,6 +236,31 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(
     check()
 
 
+@pytest.mark.parametrize("case", ["known", "refined"])
+def test_what_was_done_before_a_stop_is_not_done_again(case: str, good: Path, hard: Path, tmp_path: Path) -> None:
+    store, config = (good, KNOWN) if case == "known" else (hard, REFINED)
+    counted: list[int] = []
+
+    def counting(name: str, passes: int):
+        calls: list[int] = []
+
+        def advance(done: int) -> None:
+            calls.append(done)
+            if len(calls) > 1:  # the first call tells what was done before
+                counted.append(done)
+
+        return advance
+
+    found_in(store, config, tmp_path / "whole", counting)
+    total = sum(counted)
+    counted.clear()
+    stop = total - 3  # in the middle of the last phase
+    with pytest.raises(KeyboardInterrupt):
+        found_in(store, config, tmp_path / "run", stopped_after(stop))
+    found_in(store, config, tmp_path / "run", counting)
+    assert sum(counted) <= total - stop + 1
+
+
 def test_a_solve_that_blows_up_names_the_pass() -> None:
     from pipeline.physics.solver import SolverState
 
