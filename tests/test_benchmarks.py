@@ -59,7 +59,7 @@ def test_the_solver_benchmark_prints_errors_and_the_choice_on_a_known_object(tmp
     )
     plan = Plan(config=config, scored=(20, 60), known_at=(2, 8))
     store = store_of(make_scan(noise=True), tmp_path / "s.zarr")
-    known = measure_known("small", store, Journal(tmp_path, tell=quiet), plan)
+    known = measure_known("small", store, Journal(tmp_path, identity={}, tell=quiet), plan)
     courses, losses, chosen = map(cells_of, known_tables([known], plan).split("\n\n"))
     assert courses[0][1:] == ["2", "8"]
     solver, projection = ([float(cell.partition(" @")[0]) for cell in row[1:]] for row in courses[1:])

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import ReconstructConfig, TrainConfig, to_toml
 from pipeline.evaluation.figure import Curve
-from pipeline.evaluation.folder import RunFolder, host, versions
+from pipeline.evaluation.folder import DECISIVE, RunFolder, host, versions
 from pipeline.learning.estimate import Estimate
 from pipeline.learning.journal import Journal
 from pipeline.physics.passes import Scene
@@ -34,7 +34,6 @@ def attributes_of(
     nll_network: float | None,
 ) -> Mapping[str, Any]:
     """Root attributes of the result: what it was made of and how; nothing that differs from run to run."""
-    settled = {"ptychozarr", "numpy", "torch"}
     return {
         "store_sha256": scene.record.store_sha256,
         "bundle_sha256": bundle_sha256,
@@ -54,7 +53,7 @@ def attributes_of(
         "r_factor": found.fit.r_factor,
         "photons_scale": scene.photons_scale,
         "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
-        "versions": {name: text for name, text in versions().items() if name in settled},
+        "versions": {name: text for name, text in versions().items() if name in DECISIVE},
     }
 
 
@@ -151,5 +150,5 @@ def lineage_of(run: RunFolder, scene: Scene) -> Mapping[str, Any]:
     return {
         "store_sha256": scene.record.store_sha256,
         "source": {"name": source["name"], "sha256": source["sha256"]},
-        "versions": {name: text for name, text in versions().items() if name in ("ptychozarr", "numpy", "torch")},
+        "versions": {name: text for name, text in versions().items() if name in DECISIVE},
     }

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline import __version__
-from pipeline.config import resolve_config, to_toml
+from pipeline.config import ReconstructConfig, TrainConfig, resolve_config, to_toml
 from pipeline.errors import (
     ConfigError,
     IntegrityError,
@@ -35,6 +37,8 @@ from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
 
 DATA_NAME: Final = "data.zarr"
+DECISIVE: Final = ("ptychozarr", "numpy", "torch")
+"""What bits depend on, besides store, configuration and bundle."""
 
 Tree = TypeVar("Tree")
 
@@ -56,6 +60,16 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where states are kept until the run is whole."""
         return self.path / CHECKPOINTS
+
+    def identity(self, config: ReconstructConfig | TrainConfig) -> Mapping[str, str | None]:
+        """What the bits of this run's states depend on, by name."""
+        told = to_toml(replace(config, num_workers=0))  # workers change nothing
+        return {
+            "store_sha256": self.facts["store_sha256"],
+            "bundle_sha256": self.facts["bundle"]["sha256"] if "bundle" in self.facts else None,
+            "configuration": hashlib.sha256(told.encode()).hexdigest(),
+            **{f"version of {name}": text for name, text in versions().items() if name in DECISIVE},
+        }
 
 
 def begin_run(
@@ -86,7 +100,7 @@ def begin_run(
     """
     if output.exists() or output.is_symlink():
         is_run = (output / FACTS_NAME).is_file()
-        hint = f"python -m pipeline.{kind} --resume {output}, or another name" if is_run else "another name"
+        hint = f"{resuming(kind, output)}, or another name" if is_run else "another name"
         raise TargetExistsError(f"{output}: exists already", code="target.exists", hint=hint)
     there = locate(source, catalog=catalog)
     if there.path.resolve() in output.resolve().parents:
@@ -161,11 +175,12 @@ def at_work(run: RunFolder) -> Iterator[None]:
     InterruptedRun, TerminatedRun
         A signal stopped the work inside.
     """
-    hint = f"go on with: python -m pipeline.{run.kind} --resume {run.path}"
-    with (run.path / FACTS_NAME).open("rb") as file:
+    hint = f"go on with: {resuming(run.kind, run.path)}"
+    with (run.path / FACTS_NAME).open("r+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+            # not flock: its lock would live on in reading processes that outlive this one
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as exc:
             raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
         try:
             yield
@@ -173,6 +188,11 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
         except SystemExit as exc:
             raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
+
+
+def resuming(kind: str, path: Path) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(["python", "-m", f"pipeline.{kind}", "--resume", str(path)])
 
 
 def publish(staged: Path, target: Path) -> None:

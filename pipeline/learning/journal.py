@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor
 
-from pipeline.learning.checkpoint import load_checkpoint, pack_state, save_checkpoint, unpack_state
+from pipeline.learning.checkpoint import Identity, load_checkpoint, pack_state, save_checkpoint, unpack_state
 
 State = TypeVar("State")
 Progress = Callable[[int], None]
@@ -44,12 +44,18 @@ class Journal:
         self,
         folder: Path,
         *,
+        identity: Identity,
         tell: Callable[[str, int], Progress],
         log: Path | None = None,
         save_every_s: float = SAVE_EVERY_S,
     ) -> None:
-        """`tell(name, passes)` gives what is called with each number of passes done; `log` takes a line for each."""
-        self._folder, self._tell, self._save_every_s = folder, tell, save_every_s
+        """States are read and written under the `identity` of the run, which their bits depend on.
+
+        `tell(name, passes)` gives what is called with each number of passes done; `log` takes a line for each.
+        """
+        folder.mkdir(exist_ok=True)
+        self._folder, self._identity = folder, identity
+        self._tell, self._save_every_s = tell, save_every_s
         self._log, self._lines, self._cut_already = log, 0, False
         self._phases: dict[str, Phase] = {}
 
@@ -83,8 +89,8 @@ class Journal:
         waited : a clock of the seconds spent waiting for data.
         watch : JSON values to keep of a state, by name; they go to the log as well.
         """
-        path = self._folder / f"{name}.safetensors"
-        saved = load_checkpoint(path)
+        path, identity = self._folder / f"{name}.safetensors", {**self._identity, "phase": name}
+        saved = load_checkpoint(path, identity=identity)
         if saved is None:
             state, kept, before = begin(), list[Mapping[str, Any]](), [0.0, 0.0, 0.0]
         else:
@@ -101,7 +107,8 @@ class Journal:
         def save() -> float:
             at = time.perf_counter()
             tensors, numbers = pack(state)
-            save_checkpoint(path, tensors, {"numbers": numbers, "kept": kept, "spent": spent(), "lines": lines})
+            facts = {"numbers": numbers, "kept": kept, "spent": spent(), "lines": lines}
+            save_checkpoint(path, tensors, facts, identity=identity)
             now = time.perf_counter()
             return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)
 
@@ -124,8 +131,8 @@ class Journal:
 
     def settle(self, name: str, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Facts that are found once and read back afterwards; the phases behind them are kept beside."""
-        path = self._folder / f"{name}.facts.safetensors"
-        saved = load_checkpoint(path)
+        path, identity = self._folder / f"{name}.facts.safetensors", {**self._identity, "phase": name}
+        saved = load_checkpoint(path, identity=identity)
         if saved is not None:
             self._phases |= {phase["name"]: Phase(**phase) for phase in saved[1]["phases"]}
             self._lines = max(self._lines, saved[1]["lines"])
@@ -133,7 +140,7 @@ class Journal:
             return facts
         facts = dict(find())
         behind = {"phases": [asdict(phase) for phase in self.phases], "lines": self._lines}
-        save_checkpoint(path, {}, {"facts": facts, **behind})
+        save_checkpoint(path, {}, {"facts": facts, **behind}, identity=identity)
         return facts
 
     def _append(self, name: str, number: int, noted: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found_in(store: Path, config: ReconstructConfig, folder: Path, tell=quiet):
     folder.mkdir(exist_ok=True)
-    journal = Journal(folder, tell=tell)
+    journal = Journal(folder, identity={}, tell=tell)
     return estimate(open_scene(store, photons_per_frame=config.photons_per_frame), config, journal), journal
 
 

@@ -219,6 +219,11 @@ def test_a_signal_keeps_the_state_and_says_how_to_go_on(
     assert f"python -m pipeline.reconstruct --resume {output}" in told
     assert "Traceback" not in told
     assert not (output / "reconstruction.zarr").exists()
+    settings = (output / "run.toml").read_text()
+    (output / "run.toml").write_text(settings.replace("iterations = 60", "iterations = 61"))
+    done = run_main(main, "--resume", output)
+    assert (done.returncode, "a state of another run: configuration differ" in done.stderr) == (6, True), done.stderr
+    (output / "run.toml").write_text(settings.replace("num_workers = 0", "num_workers = 1"))
     assert resumed(output) == tree_bytes(tmp_path / "whole" / "reconstruction.zarr")
 
 
@@ -392,8 +397,8 @@ def test_two_processes_never_work_on_one_run(store: Path, tmp_path: Path) -> Non
     import fcntl
 
     data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
-    with (tmp_path / "run" / "run.json").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with (tmp_path / "run" / "run.json").open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
         done = run_main(main, "--resume", tmp_path / "run")
     assert (done.returncode, "another process" in done.stderr) == (7, True)
 
