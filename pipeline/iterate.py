@@ -52,13 +52,15 @@ def main(
     from pipeline.stream.measure import iterate
     from pipeline.stream.scan_stream import ScanStream
     from pipeline.stream.source import opened_store
+    from pipeline.stream.waiting import faults_of_workers
 
     said = Declaration(key=key, axes=axes, quantity=quantity, contract=contract, positions=positions,
                        pixel_size_m=pixel_size_m, position_origin=position_origin)  # fmt: skip
     with opened_store(source, said, catalog=catalog) as store:
         stream = ScanStream(store, StreamConfig(**options))
         total = stream.plan(0).frames.size * options["epochs"] * stream.members.shape[1]
-        told = iterate(stream, num_workers=num_workers, content=content_hash, progress=progress(str(source), total))
+        with faults_of_workers():
+            told = iterate(stream, num_workers=num_workers, content=content_hash, progress=progress(str(source), total))
         frame_bytes = 4 * stream.record.arrays["diffraction"].layout.shape[1] ** 2
         plan, n_chunks = stream.plan(0), stream.record.arrays["diffraction"].layout.n_chunks
     data = {

@@ -35,6 +35,7 @@ from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
+from pipeline.stream.waiting import faults_of_workers
 
 DATA_NAME: Final = "data.zarr"
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")
@@ -174,6 +175,8 @@ def at_work(run: RunFolder) -> Iterator[None]:
         Another process is at work there.
     InterruptedRun, TerminatedRun
         A signal stopped the work inside.
+    EnvironmentFault
+        A reading process died.
     """
     hint = f"go on with: {resuming(run.kind, run.path)}"
     with (run.path / FACTS_NAME).open("r+b") as file:
@@ -183,7 +186,8 @@ def at_work(run: RunFolder) -> Iterator[None]:
         except (BlockingIOError, PermissionError) as exc:
             raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
         try:
-            yield
+            with faults_of_workers():
+                yield
         except KeyboardInterrupt as exc:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
         except SystemExit as exc:

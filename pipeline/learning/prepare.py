@@ -152,5 +152,7 @@ def fit_stream(store: Path, config: TrainConfig) -> tuple[ScanStream, FitConfig]
     once = ScanStream(store, replace(config.stream, seed=config.seed, epochs=1))
     in_epoch = once.plan(0).n_steps
     steps = config.fit.steps if config.fit.epochs is None else config.fit.epochs * in_epoch
-    stream = ScanStream(store, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1)))
+    stream = ScanStream(
+        store, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1)), labels=False
+    )
     return stream, replace(config.fit, steps=steps)

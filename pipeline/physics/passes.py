@@ -162,7 +162,7 @@ def _refuse(record: StoreRecord, positions: NDArray[np.float64], bad: NDArray[np
 
 def _mean_energy(path: Path, valid: Tensor | None) -> float:
     total, n = 0.0, 0
-    for batch in ScanStream(path, StreamConfig(batches="sequential")):
+    for batch in ScanStream(path, StreamConfig(batches="sequential"), labels=False):
         energy = batch.diffraction.double().square()
         total += float((energy if valid is None else energy[..., valid]).sum())
         n += len(batch.diffraction)
@@ -179,7 +179,7 @@ class ScanPasses:
         """Nothing is read before the first pass."""
         self.batch_size = max(batch_pixels // (n_modes * scene.side**2), 1)
         config = StreamConfig(batch_size=self.batch_size, batches="sequential", epochs=_ENDLESS)
-        self._stream = ScanStream(scene.record.path, config)
+        self._stream = ScanStream(scene.record.path, config, labels=False)
         self._n_batches = self._stream.plan(0).n_steps
         self._scale = scene.photons_scale
         self._workers = num_workers

@@ -6,6 +6,7 @@ import hashlib
 import resource
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from pipeline.stream.scan_stream import Batch, ScanStream
@@ -50,13 +51,13 @@ def iterate(
     """
     digest, n_batches, n_frames = bytes(32), 0, 0
     began, cpu = time.perf_counter(), _cpu_seconds()
-    batches = TimedBatches(stream, num_workers=num_workers)
-    for batch in batches:
-        if content:
-            digest = hashlib.sha256(digest + _digest_of(batch)).digest()
-        n_batches += 1
-        n_frames += batch.indices.numel()
-        progress(batch.indices.numel())
+    with closing(TimedBatches(stream, num_workers=num_workers)) as batches:
+        for batch in batches:
+            if content:
+                digest = hashlib.sha256(digest + _digest_of(batch)).digest()
+            n_batches += 1
+            n_frames += batch.indices.numel()
+            progress(batch.indices.numel())
     seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
     return Measured(
         order_sha256=stream.order_sha256(),

@@ -60,9 +60,12 @@ class ScanStream(IterableDataset[Batch]):
 
     Use it directly or in `DataLoader(stream, batch_size=None, num_workers=W)`: the batches and their order are the
     same for any W. `frames` (n,) bool restricts it to a subset; frames that the store calls invalid are skipped.
+    Without `labels`, those of the store are not read and `Batch.label` is None.
     """
 
-    def __init__(self, path: Path | str, config: StreamConfig, *, frames: NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self, path: Path | str, config: StreamConfig, *, frames: NDArray[np.bool_] | None = None, labels: bool = True
+    ) -> None:
         """Open the store at `path`; reads positions, no frame.
 
         Raises
@@ -74,7 +77,7 @@ class ScanStream(IterableDataset[Batch]):
         self.config = config
         self.record: StoreRecord = open_record(Path(path).absolute())
         self._array = self.record.arrays["diffraction"]
-        self._mask = frames
+        self._mask, self._labels = frames, labels
         self._cursor = (0, 0)
         self.chunks_decoded = 0
         n = self._array.layout.shape[0]
@@ -175,7 +178,7 @@ class ScanStream(IterableDataset[Batch]):
             self.chunk_refs(), self._windows(plan_of, steps, n_steps), lanes=self.order.lanes, threads=running
         )
         probe = torch.from_numpy(read_all(self.record, "probe")) if "probe" in self.record.arrays else None
-        labels = _refs_of(self.record, "label")
+        labels = _refs_of(self.record, "label") if self._labels else None
         for number, here in by_epoch(steps, n_steps):
             plan = plan_of(number)
             for in_line in here:

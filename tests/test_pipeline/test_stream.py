@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -26,11 +27,12 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from torch.utils.data import DataLoader  # noqa: E402  # behind the check that torch is there
 
 from pipeline.config import StreamConfig  # noqa: E402
-from pipeline.errors import ConfigError, IntegrityError, PlanError  # noqa: E402
+from pipeline.errors import ConfigError, EnvironmentFault, IntegrityError, PlanError  # noqa: E402
 from pipeline.sampling.plan import EpochPlan, Layout, Window, plan_epoch, resolve_order  # noqa: E402
 from pipeline.scan.store import open_scan, write_scan  # noqa: E402
 from pipeline.stream.measure import iterate  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
+from pipeline.stream.waiting import TimedBatches, faults_of_workers  # noqa: E402
 from pipeline.stream.window import Residents, by_epoch, threads, window_graph, windows_in_line  # noqa: E402
 from tests.builders import make_counts, make_probe, make_scan  # noqa: E402
 from tests.guards import REPOSITORY, run_command  # noqa: E402
@@ -362,6 +364,40 @@ def test_a_damaged_chunk_stops_the_stream_at_its_window_and_is_named(store: Path
             delivered.append(digest(batch))  # a list made in one go would be lost with the error
     valid_frames_of_the_first_window = 28 * 4 - 1
     assert delivered == whole[: valid_frames_of_the_first_window // 13]
+
+
+def test_a_damaged_chunk_is_the_same_error_with_workers_as_without(store: Path, tmp_path: Path) -> None:
+    stream, told = ScanStream(damaged_copy(store, tmp_path, chunk=3), config(batches="sequential")), []
+    for workers in (0, 2):
+        batches = TimedBatches(stream, num_workers=workers)
+        with pytest.raises(IntegrityError) as caught:
+            next(batches)
+        told.append((caught.value.message, caught.value.code, caught.value.hint))
+        batches.close()
+    assert told[0] == told[1]
+    assert "\n" not in told[0][0]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_dies_is_a_fault_of_the_machine(small: Path, sent: signal.Signals) -> None:
+    batches = TimedBatches(ScanStream(small, config(epochs=10**9)), num_workers=2)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, sent)
+    with pytest.raises(EnvironmentFault, match="a reading process ended"), faults_of_workers():
+        for _ in batches:
+            time.sleep(0.001)
+    batches.close()
+
+
+def test_labels_are_read_only_where_they_are_asked_for(small: Path, tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    shutil.copytree(small, store)
+    assert next(iter(ScanStream(store, config()))).label is not None
+    for chunk in (store / "label").glob("c.*"):
+        chunk.write_bytes(chunk.read_bytes()[::-1])
+    with pytest.raises(IntegrityError, match="label"):
+        next(iter(ScanStream(store, config())))
+    assert next(iter(ScanStream(store, config(), labels=False))).label is None
 
 
 @pytest.mark.parametrize(
