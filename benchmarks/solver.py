@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ingest(plan_ingest(options.data / "siemens516_full.npz", said), stores["siemens"])
         plan, known = replace(Plan(), modes=(*Plan().modes, *options.more)), []
         for title in ("lines", "mix"):
-            journal = Journal(Path(tempfile.mkdtemp(dir=folder)), identity={}, tell=lambda name, passes: lambda done: None)
+            work = Path(tempfile.mkdtemp(dir=folder))
+            journal = Journal(work, identity={}, tell=lambda name, passes: lambda done: None)
             known.append(measure_known(title, stores[title], journal, plan))
         print(f"{known_tables(known, plan)}\n", flush=True)
         print(measured_table(measure_measured(stores["siemens"], plan)))

@@ -21,7 +21,8 @@ def store_of(
 ) -> Path:  # fmt: skip
     """A scan's counts as a store; `probe` and `positions` may differ from those that made them.
 
-    With `scale` None the store holds amplitudes of unknown scale. `variables` adds some, as (dims, values).
+    With `scale` None the store holds amplitudes of unknown scale. `variables` adds some, as (dims, values), or takes
+    one out with None.
     """
     n = len(scan.positions)
     where = scan.positions if positions is None else positions
@@ -41,6 +42,7 @@ def store_of(
         "object": (("object_y", "object_x"), scan.truth, {"role": "truth"}),
         **variables,
     }
+    found = {name: value for name, value in found.items() if value is not None}
     write_scan(xr.Dataset(found, attrs=root_attributes(**known)), path)
     return path
 

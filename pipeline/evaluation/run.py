@@ -26,7 +26,7 @@ from pipeline.learning.estimate import Estimate, estimate, refuse_modes, split_o
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
-from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene
+from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene, refuse_darkness
 from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
@@ -219,12 +219,12 @@ def _role(scene: Scene) -> str:
 
 
 def check_training(record: StoreRecord, config: TrainConfig) -> None:
-    """Refuse a store that cannot be trained on so. Reads no frame.
+    """Refuse a store that cannot be trained on so.
 
     Raises
     ------
     SchemaError, ConfigError, PlanError
-        See `check_scene`, `refuse_modes` and `fit_stream`.
+        See `check_reconstruction` and `fit_stream`.
     """
     check_reconstruction(record, config.solving)
     fit_stream(record.path, config)
@@ -242,14 +242,15 @@ def training_summary(run: RunFolder) -> Mapping[str, Any]:
 
 
 def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bundle: Path | None = None) -> None:
-    """Refuse a store that cannot be reconstructed so. Reads no frame.
+    """Refuse a store that cannot be reconstructed so. Reads no frame but where light is in doubt.
 
     Raises
     ------
     SchemaError, ConfigError, PlanError, BundleError
-        See `check_scene`, `refuse_modes`, `split_frames` and `open_network`.
+        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames` and `open_network`.
     """
     positions = check_scene(record)
+    refuse_darkness(record)
     refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
     split_of(config.seed, positions, eligible_frames(record))
     if bundle is not None:

@@ -78,9 +78,11 @@ def split_frames(order: NDArray[np.int64], positions: NDArray[np.float64], eligi
     if not (held & central).any() and central.any():
         held[order[np.argmax(central[order])]] = True
     if not (held & central).any() or not (eligible & ~held).any():
+        n = np.count_nonzero(eligible)
+        lacks = "none lies" if not central.any() else "one alone lies"
         raise PlanError(
-            f"{np.count_nonzero(eligible)} frames are too few: one in the middle of the scan must be held out to judge "
-            "the solve of the others",
+            f"of {n} frames {lacks} in the middle of the scan, its box shrunk by {_MARGIN:.0%} a side: one there must "
+            "be held out to judge a solve of the others",
             code="physics.held_out",
         )
     return Split(held=held, judged=held & central)

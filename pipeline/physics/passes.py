@@ -28,6 +28,8 @@ UNKNOWN_DOSE: Final = 1e5
 """Photons per frame that frames of unknown scale are brought to, for the amplitude loss."""
 
 _ENDLESS: Final = 10**9
+_MOST_BARE: Final = 16
+"""How often the area of all frames may go into the box around them; a diagonal line of ordinary overlap needs 10."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +68,8 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     Raises
     ------
     SchemaError
-        It is no scan, has no probe or no light, frames are not square, or positions are not finite or outside the
-        stored object.
+        It is no scan, has no probe or no light, frames are not square, no frame or pixel counts, or positions are not
+        finite, outside the stored object or too far from each other.
     """
     arrays, path = record.arrays, record.path
     if "diffraction" not in arrays:
@@ -86,9 +88,45 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
         raise SchemaError(f"{path}: the probe {what}", code="physics.no_light")
     if record.attrs["photons_per_frame"]["measured"] == 0:
         raise SchemaError(f"{path}: the frames hold no photon", code="physics.no_light")
+    eligible = eligible_frames(record)
+    for name, some in (("frame_valid", eligible.any()), ("valid", _any_good_pixel(record))):
+        if not some:
+            raise SchemaError(f"{path}: {name} is false everywhere, so nothing counts", code="physics.no_frames")
     positions = np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
-    refuse_positions(record, positions, eligible_frames(record))
+    refuse_positions(record, positions, eligible)
+    _refuse_wide(record, positions[eligible])
     return positions
+
+
+def refuse_darkness(record: StoreRecord) -> None:
+    """Refuse amplitude frames without light. Reads frames until there is some, mostly the first ones.
+
+    Raises
+    ------
+    SchemaError
+    """
+    if record.attrs["photons_per_frame"]["measured"] is not None:
+        return
+    stream = ScanStream(record.path, StreamConfig(batches="sequential"), labels=False)
+    if not any(bool(batch.diffraction.any()) for batch in stream):
+        raise SchemaError(f"{record.path}: the frames are zero everywhere", code="physics.no_light")
+
+
+def _any_good_pixel(record: StoreRecord) -> bool:
+    return "valid" not in record.arrays or bool(read_all(record, "valid").any())
+
+
+def _refuse_wide(record: StoreRecord, positions: NDArray[np.float64]) -> None:
+    """Refuse positions (frame, 2) so far from each other that their box could not be covered by their frames."""
+    side = record.arrays["diffraction"].layout.shape[1]
+    box = positions.max(0) - positions.min(0) + side
+    if box.prod() > _MOST_BARE * len(positions) * side**2:
+        raise SchemaError(
+            f"{record.path}: the positions span {box[0]:.6g} x {box[1]:.6g} object pixels, more than {_MOST_BARE} "
+            f"times what {len(positions)} frames of {side} x {side} cover: frames that do not overlap tell no object",
+            code="physics.positions",
+            hint="convert again with the right --positions and --pixel-size-m",
+        )
 
 
 def eligible_frames(record: StoreRecord) -> NDArray[np.bool_]:

@@ -351,7 +351,7 @@ def test_another_seed_holds_out_other_frames():
 
 def test_a_scan_without_a_middle_cannot_be_judged():
     line = np.array([[20.0, 20.0], [60.0, 60.0]])
-    with pytest.raises(PlanError, match="too few"):
+    with pytest.raises(PlanError, match="none lies in the middle"):
         choice.split_frames(np.arange(2), line, np.ones(2, dtype=bool))
 
 

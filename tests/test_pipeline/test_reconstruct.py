@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -314,18 +315,24 @@ def cut(rows: slice) -> Scan:
 
 
 @pytest.mark.parametrize(
-    ("source", "code", "said"),
+    ("source", "changes", "code", "said"),
     [
-        ((lambda: (cut(slice(0, 1)), None)), 2, "too few"),
-        ((lambda: (scan(), scan().probe * 0)), 4, "the probe is zero everywhere"),
-        ((lambda: (scan(), scan().probe * np.nan)), 4, "the probe holds values that are not finite"),
-        ((lambda: (replace(scan(), intensity=scan().intensity * 0), None)), 4, "the frames hold no photon"),
+        (lambda: cut(slice(0, 1)), {}, 2, "of 1 frames one alone lies in the middle"),
+        (lambda: cut(slice(0, 1)), {"frame_valid": (("frame",), np.zeros(1, np.bool_))}, 4, "frame_valid is false"),
+        (scan, {"valid": (("detector_y", "detector_x"), np.zeros((32, 32), np.bool_))}, 4, "valid is false everywhere"),
+        (scan, {"probe": np.zeros((1, 32, 32), np.complex64)}, 4, "the probe is zero everywhere"),
+        (scan, {"probe": np.full((1, 32, 32), np.nan + 0j, np.complex64)}, 4, "the probe holds values that are not"),
+        (lambda: replace(scan(), intensity=scan().intensity * 0), {}, 4, "the frames hold no photon"),
+        (lambda: replace(scan(), intensity=scan().intensity * 0), {"scale": None}, 4, "the frames are zero everywhere"),
+        (lambda: replace(scan(), positions=scan().positions * 1500), {"object": None}, 4, "frames that do not overlap"),
     ],
-    ids=["one frame", "dark probe", "broken probe", "dark frames"],
-)
-def test_a_scan_that_tells_nothing_is_refused_before_the_folder_appears(source, code, said, tmp_path: Path) -> None:
-    made, probe = source()
-    store = store_of(made, tmp_path / "s.zarr", probe=None if probe is None else probe.astype(np.complex64))
+    ids=["one frame", "no frame counts", "no pixel counts", "dark probe", "broken probe", "dark counts",
+         "dark amplitudes", "frames far apart"],
+)  # fmt: skip
+def test_a_scan_that_tells_nothing_is_refused_before_the_folder_appears(
+    source: Callable[[], Scan], changes: dict[str, object], code: int, said: str, tmp_path: Path
+) -> None:
+    store = store_of(source(), tmp_path / "s.zarr", **changes)
     refused(store, "--output", tmp_path / "run", *QUICK, code=code, said=said, left=tmp_path / "run")
 
 
@@ -394,12 +401,14 @@ def test_only_a_run_of_ours_goes_on(store: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_never_work_on_one_run(store: Path, tmp_path: Path) -> None:
-    import fcntl
-
     data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
-    with (tmp_path / "run" / "run.json").open("r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "run" / "run.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline()
         done = run_main(main, "--resume", tmp_path / "run")
+        other.communicate(b"\n")
     assert (done.returncode, "another process" in done.stderr) == (7, True)
 
 
