@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from pipeline.errors import ConfigError
 
@@ -27,6 +27,9 @@ BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
 ModelName: TypeAlias = Literal["canvas"]
 
 Tree = TypeVar("Tree")
+
+_FOUND: Final = {"setting": False}
+"""Of a field that a run finds out by itself: no file and no option names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,18 +54,19 @@ class SolverConfig:
     The recipe's other constants stand where they act: TV smoothing 0.02 and the peak of 1,600 photons that lam refers
     to in `prior`; 24 frequencies, floor 0.01 of h(k) and 0.05 of |y| in `precondition`.
 
-    loss : the residual; "amplitude" where the photon scale is unknown, "poisson-background" where b counts as light.
+    loss : the residual; found, no setting: "amplitude" where the photon scale is unknown, "poisson-background" where a
+        refinement takes b for light.
     iterations : passes with the chosen prior.
-    start_iterations : passes with `start_weight` before a TV prior takes over.
+    start_iterations : passes with `start_weight` before a TV prior takes over, but not where a refined probe is held.
     start_weight : lam of the quadratic prior of these, no unit.
     step : length of a step in units of the preconditioned update u'.
-    background : b in the residual, photons per pixel.
-    support_energy : share of the probe's energy inside the support S.
+    background : b in the residual, photons per pixel; `refine.background` where the probe is refined.
+    support_energy : share of the probe's energy inside the support S; a refined probe fills its window.
     quantile : which quantile of den scales the step; 0.99 for the recipe's q99(den).
     batch_pixels : pixels of all modes in one batch of a pass; it changes float32 sums, so it belongs to the result.
     """
 
-    loss: LossName = "poisson"
+    loss: LossName = field(default="poisson", metadata=_FOUND)
     iterations: int = 40
     start_iterations: int = 30
     start_weight: float = 0.0005
@@ -124,7 +128,7 @@ class RefineConfig:
     choice_iterations : passes of each candidate prior with the refined probe held.
     background : b, photons per pixel that count as light.
     probe_step : of the probe, in units of its preconditioned update.
-    max_step_px, max_shift_px : of a position, in one step and in all, object pixels.
+    max_step_px, max_shift_px : of a position, in one step before the mean of all is removed, and in all; object pixels.
     """
 
     what: RefineChoice = "auto"
@@ -163,7 +167,7 @@ class FitConfig:
 
     steps: int = 1000
     epochs: int | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     last_rate: float = 1e-6
     warmup: int = 30
     beta1: float = 0.9
@@ -370,8 +374,9 @@ def _value_at(config: object, key: str) -> object:
 def _leaves(kind: type[Any], place: str = "") -> Iterable[tuple[str, Any]]:
     """Dotted key and type of each value of a tree, those of the root first, so that TOML can hold them."""
     hints = typing.get_type_hints(kind)
-    branches = [f.name for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])]
-    for f in dataclasses.fields(kind):
+    fields = [f for f in dataclasses.fields(kind) if f.metadata.get("setting", True)]
+    branches = [f.name for f in fields if dataclasses.is_dataclass(hints[f.name])]
+    for f in fields:
         if f.name not in branches:
             yield place + f.name, hints[f.name]
     for name in branches:

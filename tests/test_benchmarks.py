@@ -33,10 +33,11 @@ def test_benchmark_counts_are_about_as_bright_as_asked_for() -> None:
 def one_thread() -> Iterator[None]:
     """One thread for torch, as the benchmark has it; skips where torch is not installed."""
     torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
-    threads = torch.get_num_threads()
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -96,3 +97,27 @@ def test_the_solver_benchmark_judges_a_refined_probe_beside_the_stored_one(tmp_p
     spent = [float(row[head.index("CPU-s")]) for row in rows]
     assert spent[2] <= spent[1]
     assert spent[5] <= spent[6]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_training_benchmark_compares_network_and_solver_on_the_scan_of_another_object(tmp_path: Path) -> None:
+    from benchmarks.training import measure, tables
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import store_of
+
+    settings = {
+        "refine.what": "none", "prior.name": "quadratic", "prior.weight": 0.03, "solver.iterations": 4, "solver.batch_pixels": 51200,
+        "fit.steps": 5, "stream.batch_size": 40, "network.width": 4,
+    }  # fmt: skip
+    stores = {
+        title: tuple(
+            store_of(make_scan(noise=True, n_frames=n, texture=title), tmp_path / f"{title}{n}.zarr") for n in (100, 90)
+        )
+        for title in ("lines", "dead-leaves")
+    }
+    rows = list(measure(stores, tmp_path, seeds=[0, 1], scored=(20, 60), settings=settings))
+    each, medians = map(cells_of, tables(rows).split("\n\n"))
+    assert [row[0] for row in each[1:]] == ["lines"] * 2 + ["dead-leaves"] * 2 + ["lines, used on dead-leaves"]
+    assert {0 < float(row[3]) < 1 for row in each[1:]} == {True}
+    assert [row[:2] for row in medians[1:]] == [["lines", "2"], ["dead-leaves", "2"]]
+    assert medians[0][5:] == ["choice, CPU-s", "solve, CPU-s", "halves, CPU-s", "fit, CPU-s"]

@@ -17,6 +17,7 @@ from pipeline.evaluation.folder import DECISIVE, RunFolder, host, versions
 from pipeline.learning.estimate import Estimate
 from pipeline.learning.journal import Journal
 from pipeline.physics.passes import Scene
+from pipeline.physics.refine import REFINING_PRIOR
 
 LOSS_NAMES: Final = {
     "poisson": "Poisson NLL",
@@ -48,10 +49,11 @@ def attributes_of(
             "solver": found.chosen.loss,
             "network": nll_network,
             "floor": found.chosen.floor,
+            "flat": found.flat_loss,
             "frames": int(np.count_nonzero(found.split.judged)),
         },
         "r_factor": found.fit.r_factor,
-        "photons_scale": scene.photons_scale,
+        "photons_scale": None if found.solver.loss == "amplitude" else scene.photons_scale,
         "configuration": tomllib.loads(to_toml(replace(config, num_workers=0))),  # workers change nothing
         "versions": {name: text for name, text in versions().items() if name in DECISIVE},
     }
@@ -89,6 +91,7 @@ def facts_of(
         ],
         "nll_held_out": found.chosen.loss,
         "nll_floor": found.chosen.floor,
+        "nll_flat": found.flat_loss,
         "frames_held_out": int(np.count_nonzero(found.split.judged)),
         "shift_px": None if length is None else {"median": float(np.median(length)), "max": float(length.max())},
         "gain": None if gain is None else {"min": float(gain.min()), "max": float(gain.max())},
@@ -105,11 +108,22 @@ def facts_of(
         "data_wait_fraction": waited / spent if spent else None,
         "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "environment": {**versions(), "threads": config.threads, "cpu": host()["cpu"]},
-        "warnings": list(_warnings(scene, found)),
+        "warnings": list(_warnings(config, scene, found)),
     }
 
 
-def _warnings(scene: Scene, found: Estimate) -> Iterator[str]:
+def _warnings(config: ReconstructConfig, scene: Scene, found: Estimate) -> Iterator[str]:
+    modes, used = config.refine.modes, len(found.optics.probe)
+    if modes is not None and used < modes:
+        yield (
+            f"--modes {modes}: the frames did not ask for a refinement, so the probe has the {used} of the store; "
+            "--refine probe makes more"
+        )
+    if found.chosen.loss >= found.flat_loss:
+        yield (
+            f"the object predicts held-out frames no better than a flat one ({found.chosen.loss:.4g}, flat "
+            f"{found.flat_loss:.4g}): positions, probe or quantity of the store are wrong, or solver.step is too long"
+        )
     if found.solver.loss == "amplitude":
         yield (
             "the photon scale is unknown: frames were scaled to 1e5 photons and the amplitude loss takes the place of "
@@ -120,8 +134,20 @@ def _warnings(scene: Scene, found: Estimate) -> Iterator[str]:
 
 
 def curves_of(found: Estimate) -> tuple[Curve, ...]:
-    """Held-out loss over the passes of every candidate."""
-    return tuple(
+    """Held-out loss over the passes of every candidate, and of the refinement before them."""
+    refining = (
+        ()
+        if not found.refining
+        else (
+            Curve(
+                label=f"{REFINING_PRIOR}, while refined",
+                iterations=[number for number, _ in found.refining],
+                losses=[loss for _, loss in found.refining],
+                chosen=False,
+            ),
+        )
+    )
+    return refining + tuple(
         Curve(
             label=str(trial.prior),
             iterations=[number for number, _ in trial.curve],

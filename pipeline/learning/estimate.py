@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from pipeline.physics.choice import (
     split_frames,
 )
 from pipeline.physics.fit import Fit, fit_of
-from pipeline.physics.forward import Optics, Passes
+from pipeline.physics.forward import Optics, Passes, blank_canvas
+from pipeline.physics.gauge import BLANK
 from pipeline.physics.losses import REPORTED_BACKGROUND
 from pipeline.physics.passes import ScanPasses, Scene
 from pipeline.physics.prior import Prior
@@ -32,6 +33,7 @@ from pipeline.physics.refine import (
     REFINING_PRIOR,
     RefineState,
     adjusted,
+    ignore,
     refine,
     start_refinement,
     with_probe,
@@ -58,11 +60,14 @@ class _HasCanvas(Protocol):
 
 
 State = TypeVar("State", bound=_HasCanvas)
+Curve: TypeAlias = tuple[tuple[int, float], ...]
 
 EVIDENCE_PRIOR: Final = Prior(name="quadratic", weight=0.03)
 _EVIDENCE_ITERATIONS: Final = 20
 _EXCESS, _EXCESS_OF_COUNTS = 0.10, 0.005
 _TV_START: Final = "choice tv start"
+_UNBOUND: Final = 1000
+"""A solve has diverged where its object is so many times the blank one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +105,7 @@ class Judged:
     iterations: int
     loss: float
     floor: float | None
-    curve: tuple[tuple[int, float], ...]
+    curve: Curve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +114,7 @@ class Estimate:
 
     refined : "none", "probe" or "probe,positions"; reason : why, in words.
     trials : each candidate judged; chosen : the one that the estimate was made with.
+    flat_loss : theirs, of the flat object. refining : the loss of the held-out frames over a refinement of the others.
     canvas : (y, x) complex; den : (y, x) real. optics : its probe is the one used.
     shift : (frame, 2) float64 and gain : (frame,) float64, None where they are as stored.
     fit : to the frames it was made from.
@@ -123,6 +129,8 @@ class Estimate:
     survey: Survey
     trials: tuple[Judged, ...]
     chosen: Judged
+    flat_loss: float
+    refining: Curve
     canvas: Tensor
     den: Tensor
     optics: Optics
@@ -255,6 +263,8 @@ def _known(
         survey=survey,
         trials=trials,
         chosen=chosen,
+        flat_loss=_flat_loss(work, passes, optics, choosing),
+        refining=(),
         canvas=state.canvas,
         den=state.den,
         optics=optics,
@@ -282,9 +292,10 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         optics = prepare(survey, scene.probe, config=solver, geometry=geometry, valid=scene.valid)
         optics = with_probe(optics, optics.probe)
 
-        def refined(name: str, prior: Prior, use: NDArray[np.bool_] | None) -> RefineState:
+        def refined(name: str, prior: Prior, use: NDArray[np.bool_] | None) -> tuple[RefineState, Curve]:
             witness = HeldOutWitness(optics, split=work.split, loss=loss, background=config.background)
-            state, _ = work.journal.carry_on(
+            unseen = use is not None
+            state, told = work.journal.carry_on(
                 name,
                 RefineState,
                 passes=config.start_passes + config.iterations,
@@ -292,20 +303,23 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
                 states=lambda state: finite(
                     refine(
                         passes, optics, prior=prior, solver=solver, config=config, start=state, use=use,
-                        witness=witness.compare,
+                        witness=witness.compare if unseen else ignore,
                     ),
                     name,
                 ),
                 done=lambda state: state.start_passes + state.iteration,
                 waited=lambda: passes.waited_s,
+                watch=lambda state: _noted(state.iteration, witness) if unseen and state.iteration else {},
             )  # fmt: skip
-            return state
+            return state, _curve_of(told)
 
-        state = refined("refine-held-out", REFINING_PRIOR, work.split.solved)
+        state, refining = refined("refine-held-out", REFINING_PRIOR, work.split.solved)
         frames = adjusted(passes, state)
-        trials = _judge_all(work, passes, frames, _held(frames, with_probe(optics, state.probe), scene), choosing)
+        held = _held(frames, with_probe(optics, state.probe), scene)
+        trials = _judge_all(work, passes, frames, held, choosing)
+        flat_loss = _flat_loss(work, frames, held, choosing)
         chosen = min(trials, key=lambda trial: trial.loss)
-        state = refined("refine", chosen.prior, None)
+        state, _ = refined("refine", chosen.prior, None)
         frames, optics = adjusted(passes, state), with_probe(optics, state.probe)
         fit = _fit(frames, state.canvas, optics, scene=scene, solver=solver)
         held = _held(frames, optics, scene)
@@ -318,6 +332,8 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
         survey=survey,
         trials=trials,
         chosen=chosen,
+        flat_loss=flat_loss,
+        refining=refining,
         canvas=state.canvas,
         den=state.den,
         optics=optics,
@@ -375,17 +391,16 @@ def _judge(
 
     `frames` are the passes with positions and gains adjusted, `passes` the clock of the reading below them.
     """
-    state, curve = _solve_part(work, passes, frames, optics, config, prior, name=name, start=start)
+    state, told = _solve_part(work, passes, frames, optics, config, prior, name=name, start=start)
     loss, floor = held_out_scores(
         frames, state.canvas, optics, split=work.split, loss=config.loss, background=reported_background(config)
     )
-    work.journal.forget(name)
     return Judged(
         prior=prior,
         iterations=state.iteration,
         loss=loss,
         floor=floor,
-        curve=(*((told["iteration"], told["held_out_loss"]) for told in curve), (state.iteration, loss)),
+        curve=(*_curve_of(told), (state.iteration, loss)),
     )
 
 
@@ -413,8 +428,30 @@ def _solve_part(
         ),
         done=lambda state: state.iteration,
         waited=lambda: passes.waited_s,
-        watch=lambda state: {"iteration": state.iteration - 1, "held_out_loss": witness.told()},
+        watch=lambda state: _noted(state.iteration, witness),
     )
+
+
+def _noted(number: int, witness: HeldOutWitness) -> Mapping[str, Any]:
+    """What a witness saw during pass `number`: the object as it was before."""
+    return {"iteration": number - 1, "held_out_loss": witness.told()}
+
+
+def _curve_of(told: Sequence[Mapping[str, Any]]) -> Curve:
+    return tuple((one["iteration"], one["held_out_loss"]) for one in told)
+
+
+def _flat_loss(work: _Work, frames: Passes, optics: Optics, config: SolverConfig) -> float:
+    """What a candidate's loss would be with the flat object: how much there is to gain."""
+
+    def find() -> dict[str, float]:
+        canvas, background = blank_canvas(optics), reported_background(config)
+        loss, _ = held_out_scores(
+            frames, canvas, optics, split=work.split, loss=config.loss, background=background
+        )  # fmt: skip
+        return {"loss": loss}
+
+    return float(work.journal.settle("flat", find)["loss"])
 
 
 def _fit(passes: Passes, canvas: Tensor, optics: Optics, *, scene: Scene, solver: SolverConfig) -> Fit:
@@ -439,13 +476,16 @@ def finite(states: Iterator[State], name: str) -> Iterator[State]:
     Raises
     ------
     DivergedError
-        A canvas holds a number that is not finite; names phase and pass.
+        An object grew without bound, or a number is none any more; names phase and pass.
     """
     for number, state in enumerate(states, 1):
-        if not bool(torch.isfinite(torch.view_as_real(state.canvas)).all()):
+        largest = float(torch.view_as_real(state.canvas).abs().max())
+        lost = isinstance(state, RefineState) and not bool(torch.isfinite(torch.view_as_real(state.probe)).all())
+        if lost or not largest < _UNBOUND * BLANK:  # nor NaN
             raise DivergedError(
-                f"{name}: pass {number} of this run left numbers that are not finite",
+                f"{name}: pass {number} of this sitting left an object of up to {largest:.3g}, where a blank one is {BLANK}"
+                f"{', and a probe that is not finite' if lost else ''}",
                 code="solver.diverged",
-                hint="a smaller --set solver.step, or look at the frames: python -m pipeline.verify",
+                hint="a smaller --set solver.step",
             )
         yield state

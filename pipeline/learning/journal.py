@@ -24,7 +24,7 @@ told to stop."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """What a phase cost, over all the sittings it took: passes over the scan, seconds, those spent waiting for data."""
+    """What a phase cost, over all the sittings it took: its own passes, seconds, those spent waiting for data."""
 
     name: str
     passes: int
@@ -82,7 +82,7 @@ class Journal:
 
         Parameters
         ----------
-        passes : how many the whole phase takes.
+        passes : how many are behind the last state.
         begin : the state before the first pass. states : all states after a given one.
         pack, unpack : a state as tensors and integers, and back.
         done : passes behind a state.
@@ -93,8 +93,10 @@ class Journal:
         saved = load_checkpoint(path, identity=identity)
         if saved is None:
             state, kept, before = begin(), list[Mapping[str, Any]](), [0.0, 0.0, 0.0]
+            first = done(state)
         else:
             state, kept, before = unpack(kind, saved[0], saved[1]["numbers"]), saved[1]["kept"], saved[1]["spent"]
+            first = saved[1]["first"]
             self._lines = max(self._lines, saved[1]["lines"])
         lines = self._lines
         advance, begun = self._tell(name, passes), _clocks(waited)
@@ -107,7 +109,7 @@ class Journal:
         def save() -> float:
             at = time.perf_counter()
             tensors, numbers = pack(state)
-            facts = {"numbers": numbers, "kept": kept, "spent": spent(), "lines": lines}
+            facts = {"numbers": numbers, "kept": kept, "spent": spent(), "lines": lines, "first": first}
             save_checkpoint(path, tensors, facts, identity=identity)
             now = time.perf_counter()
             return now + max(self._save_every_s, (now - at) / _SAVE_SHARE)
@@ -126,21 +128,26 @@ class Journal:
             raise
         save()
         cpu_s, wall_s, wait_s = spent()
-        self._phases[name] = Phase(name=name, passes=done(state), cpu_s=cpu_s, wall_s=wall_s, wait_s=wait_s)
+        self._phases[name] = Phase(name=name, passes=done(state) - first, cpu_s=cpu_s, wall_s=wall_s, wait_s=wait_s)
         return state, kept
 
     def settle(self, name: str, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Facts that are found once and read back afterwards; the phases behind them are kept beside."""
+        """Facts that are found once and read back afterwards; the phases behind them are kept beside.
+
+        The state of a phase of the same name is of no use after them and is removed.
+        """
         path, identity = self._folder / f"{name}.facts.safetensors", {**self._identity, "phase": name}
         saved = load_checkpoint(path, identity=identity)
         if saved is not None:
             self._phases |= {phase["name"]: Phase(**phase) for phase in saved[1]["phases"]}
             self._lines = max(self._lines, saved[1]["lines"])
+            self._forget(name)
             facts: dict[str, Any] = saved[1]["facts"]
             return facts
         facts = dict(find())
         behind = {"phases": [asdict(phase) for phase in self.phases], "lines": self._lines}
         save_checkpoint(path, {}, {"facts": facts, **behind}, identity=identity)
+        self._forget(name)
         return facts
 
     def _append(self, name: str, number: int, noted: Mapping[str, Any]) -> None:
@@ -162,8 +169,7 @@ class Journal:
                     file.readline()
                 file.truncate(file.tell())
 
-    def forget(self, name: str) -> None:
-        """Remove the state of a phase whose facts are settled."""
+    def _forget(self, name: str) -> None:
         (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 

@@ -256,6 +256,7 @@ class ScanPasses:
             self._waited_before_s = self.waited_s
             self._batches.close()
             self._batches = None
+            self._stream.load_state_dict({**self._stream.state_dict(), "epoch": 0, "step": 0})
 
     def __enter__(self) -> ScanPasses:
         return self

@@ -51,6 +51,8 @@ _MODE_SHARE: Final = 0.05
 _FIRST_MOVE, _MOVE_EVERY, _MOVE_STEP = 6, 2, 1.5
 _LEAST_AMPLITUDE: Final = 1e-6
 _REFRESH_EVERY: Final = 5
+_LEAST_SLOPE: Final = 1e-3
+"""Of an object that tells a position, in its own amplitude per pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +276,7 @@ class _Sums:
 
     canvas : padded G. probe : (mode, N, N), the sum of IFFT(r) conj(o); probe_light : (N, N), that of |o|^2.
     den : padded, where it is due. move : (frame, 2), where due. light : (frame, 2), measured and predicted.
-    seen : (frame,) bool, those that streamed.
+    seen : (frame,) bool, those that streamed; counting : those of them that count.
     """
 
     canvas: Tensor
@@ -284,6 +286,7 @@ class _Sums:
     move: Tensor | None
     light: Tensor
     seen: Tensor
+    counting: Tensor
 
 
 def _pass(
@@ -307,6 +310,7 @@ def _pass(
         move=torch.zeros_like(state.shift) if moving else None,
         light=torch.zeros((n_frames, 2), dtype=torch.float64),
         seen=torch.zeros(n_frames, dtype=torch.bool),
+        counting=torch.zeros(n_frames, dtype=torch.bool),
     )
     counts = None if use is None else torch.from_numpy(use)
     for batch in batches:
@@ -341,6 +345,7 @@ def _add_batch(
     factor = without_bad(residual_factor(solver.loss, measured, predicted, background=solver.background), lens.bad)
     witness(batch.index, measured, predicted)
     sums.seen[batch.index] = True
+    sums.counting[batch.index] = True if counts is None else counts[batch.index]
     sums.light[batch.index, 0] = measured.sum((1, 2), dtype=torch.float64)
     sums.light[batch.index, 1] = without_bad(predicted, lens.bad).sum((1, 2), dtype=torch.float64)
     torch.view_as_real(fields).mul_(factor[:, None, :, :, None])
@@ -363,6 +368,8 @@ def _add_batch(
 def _moves(asked: Tensor, patches: Tensor, lens: Optics, gain: Tensor) -> Tensor:
     """By how much each frame's position should change: the least squares of IFFT(r) on sqrt(g) P grad o.
 
+    Moves fade out where the slope is less than 1/1,000 of the object's amplitude per pixel: a flat object tells none.
+
     Parameters
     ----------
     asked : (B, N, N) complex, the sum over modes of sqrt(g) conj(P) IFFT(r).
@@ -384,7 +391,8 @@ def _moves(asked: Tensor, patches: Tensor, lens: Optics, gain: Tensor) -> Tensor
         torch.stack([across, gain * total(right.abs().square_() * light)], dim=1),
     ]
     towards = torch.stack([total((slope.conj() * asked).real) for slope in (down, right)], dim=1)
-    metric = torch.stack(rows, dim=1) + 1e-12 * torch.eye(2, dtype=torch.float64)
+    ridge = (_LEAST_SLOPE**2 * gain * total(patches.abs().square_() * light)).clamp(min=1e-30)
+    metric = torch.stack(rows, dim=1) + ridge[:, None, None] * torch.eye(2, dtype=torch.float64)
     moves: Tensor = torch.linalg.solve(metric, towards)
     return moves
 
@@ -431,17 +439,17 @@ def _advanced(
 
 
 def _moved(state: RefineState, sums: _Sums, config: RefineConfig) -> Tensor:
-    """Shifts after a step, bounded in one step and in all, their mean removed: it would only move the object."""
+    """Shifts after a step, bounded before and after their mean is removed, which would only move the object."""
     assert sums.move is not None
     step = (_MOVE_STEP * sums.move).clamp(-config.max_step_px, config.max_step_px)
     shift = state.shift + step
-    shift = shift - shift[sums.seen].mean(0)
+    shift = shift - shift[sums.counting].mean(0)
     return (shift.clamp(-config.max_shift_px, config.max_shift_px)) * sums.seen[:, None]
 
 
 def _gains(state: RefineState, sums: _Sums) -> Tensor:
-    """Each frame's light over the mean; 1 for frames without light or not seen."""
+    """Each frame's light over the mean of those that count; 1 for frames without light or not seen."""
     measured, predicted = sums.light.T
     known = sums.seen & (measured > 0) & (predicted > 0)
     gain = torch.where(known, state.gain * measured / predicted.clamp(min=1e-30), torch.ones_like(state.gain))
-    return torch.where(known, gain / gain[known].mean(), gain)
+    return torch.where(known, gain / gain[known & sums.counting].mean(), gain)

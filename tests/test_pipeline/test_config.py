@@ -55,6 +55,14 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -
     assert config == replace(ReconstructConfig(), seed=3, solver=SolverConfig(iterations=9, step=1.0))
 
 
+def test_what_a_run_finds_out_itself_is_no_setting(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[solver]\nloss = "amplitude"\n')
+    with pytest.raises(ConfigError, match=r"unknown key 'solver\.loss'"):
+        resolve_config(ReconstructConfig, file=path, settings={})
+    assert "loss" not in to_toml(TrainConfig())
+
+
 def test_what_is_not_given_stays_as_the_tree_wants_it() -> None:
     config = resolve_config(TrainConfig, settings={"stream.neighbors": 9})
     assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, neighbors=9))

@@ -261,13 +261,58 @@ def test_what_was_done_before_a_stop_is_not_done_again(case: str, good: Path, ha
     assert sum(counted) <= total - stop + 1
 
 
-def test_a_solve_that_blows_up_names_the_pass() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e4])
+def test_a_solve_that_blows_up_names_the_pass(value: float) -> None:
     from pipeline.physics.solver import SolverState
 
-    canvas = torch.full((3, 3), torch.nan, dtype=torch.complex64)
+    canvas = torch.full((3, 3), value, dtype=torch.complex64)
     state = SolverState(canvas=canvas, momentum=canvas, iteration=1, den=canvas.real)
     with pytest.raises(DivergedError, match="solve: pass 1"):
         list(finite(iter([state]), "solve"))
+
+
+def test_a_step_that_is_too_long_ends_the_run(good: Path, tmp_path: Path) -> None:
+    solver = replace(KNOWN.solver, step=1.99, iterations=40)
+    with pytest.raises(DivergedError, match="left an object of up to") as refused:
+        found_in(good, replace(KNOWN, solver=solver, refine=RefineConfig(what="none")), tmp_path / "run")
+    assert "solver.step" in str(refused.value.hint)
+
+
+def test_the_flat_object_is_judged_by_the_same_frames(good: Path, tmp_path: Path) -> None:
+    found, _ = found_in(good, KNOWN, tmp_path / "run")
+    assert found.flat_loss == found.trials[0].curve[0][1]  # a solve begins with it
+    assert found.chosen.loss < 0.8 * found.flat_loss
+
+
+def test_a_refinement_tells_its_loss_on_frames_that_it_does_not_use(hard: Path, tmp_path: Path) -> None:
+    found, _ = found_in(hard, REFINED, tmp_path / "run")
+    assert [number for number, _ in found.refining] == list(range(8))
+    assert found.refining[-1][1] < 0.8 * found.refining[0][1]
+
+
+def test_a_phase_counts_its_own_passes(good: Path, tmp_path: Path) -> None:
+    told: dict[str, int] = {}
+
+    def counting(name: str, passes: int):
+        told[name] = told.get(name, 0) - 1  # the first call tells what was done before
+        return lambda done: told.update({name: told[name] + 1})
+
+    _, journal = found_in(good, KNOWN, tmp_path / "run", counting)
+    assert {phase.name: phase.passes for phase in journal.phases} == told
+
+
+def test_states_of_settled_choices_are_not_kept(good: Path, tmp_path: Path) -> None:
+    found_in(good, KNOWN, tmp_path / "run")
+    kept = {path.name for path in (tmp_path / "run").iterdir() if ".facts." not in path.name}
+    assert kept == {"choice tv start.safetensors", "solve.safetensors"}
+
+
+def test_a_pass_given_up_in_the_middle_leaves_the_next_one_whole(good: Path) -> None:
+    with ScanPasses(open_scene(good), batch_pixels=KNOWN.solver.batch_pixels, n_modes=1) as passes:
+        next(given_up := passes())
+        given_up.close()
+        whole = torch.cat([frames.index for frames in passes()])
+    assert torch.equal(whole, torch.arange(len(whole)))
 
 
 def test_mode_shapes_are_independent_and_keep_the_energy() -> None:

@@ -412,6 +412,26 @@ def test_two_processes_never_work_on_one_run(store: Path, tmp_path: Path) -> Non
     assert (done.returncode, "another process" in done.stderr) == (7, True)
 
 
+def test_modes_that_the_frames_did_not_ask_for_are_not_dropped_in_silence(store: Path, tmp_path: Path) -> None:
+    done = run_main(main, store, "--output", tmp_path / "run", *QUICK, "--modes", "3", "--json")
+    (warning,) = data_of(done) and json.loads(done.stdout)["warnings"]
+    assert warning.startswith("--modes 3: the frames did not ask for a refinement, so the probe has the 1 of the store")
+
+
+def test_an_object_no_better_than_a_flat_one_is_called_so(tmp_path: Path) -> None:
+    shuffled = scan().positions[np.random.default_rng(2).permutation(len(scan().positions))]
+    store = store_of(scan(), tmp_path / "s.zarr", positions=shuffled)
+    done = run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json")
+    (warning,) = data_of(done) and json.loads(done.stdout)["warnings"]
+    assert "no better than a flat one" in warning
+
+
+def test_what_is_no_photon_has_no_photon_scale(tmp_path: Path) -> None:
+    store = store_of(scan(), tmp_path / "a.zarr", scale=None)
+    data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
+    assert xr.open_zarr(tmp_path / "run" / "reconstruction.zarr").attrs["photons_scale"] is None
+
+
 def test_a_reconstruction_is_no_scan(store: Path, tmp_path: Path) -> None:
     data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
     refused(
