@@ -106,8 +106,8 @@ def test_the_training_benchmark_compares_network_and_solver_on_the_scan_of_anoth
     from tests.solved_stores import store_of
 
     settings = {
-        "refine.what": "none", "prior.name": "quadratic", "prior.weight": 0.03, "solver.iterations": 4, "solver.batch_pixels": 51200,
-        "fit.steps": 5, "stream.batch_size": 40, "network.width": 4,
+        "refine.what": "none", "prior.name": "quadratic", "prior.weight": 0.03, "solver.iterations": 4,
+        "solver.batch_pixels": 51200, "fit.steps": 5, "stream.batch_size": 40, "network.width": 4,
     }  # fmt: skip
     stores = {
         title: tuple(

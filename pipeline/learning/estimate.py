@@ -482,9 +482,9 @@ def finite(states: Iterator[State], name: str) -> Iterator[State]:
         largest = float(torch.view_as_real(state.canvas).abs().max())
         lost = isinstance(state, RefineState) and not bool(torch.isfinite(torch.view_as_real(state.probe)).all())
         if lost or not largest < _UNBOUND * BLANK:  # nor NaN
+            found = f"an object of up to {largest:.3g} (a blank one: {BLANK})"
             raise DivergedError(
-                f"{name}: pass {number} of this sitting left an object of up to {largest:.3g}, where a blank one is {BLANK}"
-                f"{', and a probe that is not finite' if lost else ''}",
+                f"{name}: pass {number} of this sitting left {'a probe that is not finite' if lost else found}",
                 code="solver.diverged",
                 hint="a smaller --set solver.step",
             )

@@ -37,7 +37,7 @@ class Scene:
     """What a store gives a solver.
 
     probe : (mode, N, N) complex64, source's scale. valid : (N, N) bool, zero frequency at [N//2, N//2], or None.
-    positions : (frame, 2) float64 (y, x), object pixels. eligible : (frame,) bool, those not called invalid.
+    eligible : (frame,) bool, those not called invalid.
     photons_scale : amplitude times it is sqrt(photon); with the loss "amplitude" a scale like any other.
     declared : whether the user said how many photons a frame holds.
     """
@@ -45,7 +45,6 @@ class Scene:
     record: StoreRecord
     probe: Tensor
     valid: Tensor | None
-    positions: NDArray[np.float64]
     eligible: NDArray[np.bool_]
     photons_scale: float
     loss: LossName
@@ -54,12 +53,22 @@ class Scene:
     @property
     def n_frames(self) -> int:
         """Frames in the store, invalid ones included."""
-        return len(self.positions)
+        return len(self.eligible)
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """(frame, 2) float64 (y, x), object pixels; read from the store each time, so that nothing is kept of them."""
+        return positions_of(self.record)
 
     @property
     def side(self) -> int:
         """N."""
         return int(self.probe.shape[-1])
+
+
+def positions_of(record: StoreRecord) -> NDArray[np.float64]:
+    """The stored positions, (frame, 2) float64 (y, x), object pixels."""
+    return np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
 
 
 def check_scene(record: StoreRecord) -> NDArray[np.float64]:
@@ -92,7 +101,7 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     for name, some in (("frame_valid", eligible.any()), ("valid", _any_good_pixel(record))):
         if not some:
             raise SchemaError(f"{path}: {name} is false everywhere, so nothing counts", code="physics.no_frames")
-    positions = np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
+    positions = positions_of(record)
     refuse_positions(record, positions, eligible)
     _refuse_wide(record, positions[eligible])
     return positions
@@ -150,7 +159,7 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
         See `check_scene`.
     """
     record = open_record(path.absolute())
-    positions = check_scene(record)
+    check_scene(record)
     valid = torch.from_numpy(read_all(record, "valid")) if "valid" in record.arrays else None
     scale = record.attrs["photons_scale"]
     found = None if scale is None else float(scale)
@@ -161,7 +170,6 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
         record=record,
         probe=torch.from_numpy(read_all(record, "probe")),
         valid=valid,
-        positions=positions,
         eligible=eligible_frames(record),
         photons_scale=found,
         loss="poisson" if scale is not None or photons_per_frame is not None else "amplitude",

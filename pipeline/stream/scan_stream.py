@@ -94,7 +94,7 @@ class ScanStream(IterableDataset[Batch]):
         self._layout = Layout(
             chunk_of=seeds // self._array.layout.chunk[0],
             n_chunks=self._array.layout.n_chunks,
-            positions=self.positions[seeds],
+            positions=self.positions if np.array_equal(seeds, np.arange(n)) else self.positions[seeds],
             eligible=np.ones(seeds.size, bool),
         )
         self.order: Order = resolve_order(
@@ -170,8 +170,12 @@ class ScanStream(IterableDataset[Batch]):
 
     def _batches(self, epoch: int, start: int, first: int, stride: int, running: Threads) -> Iterator[Batch]:
         """From the step `start` of an epoch to the end of all epochs, every `stride`-th batch beginning at `first`."""
-        # Two plans at most: of the epoch that is read, and of the next one, whose windows are ahead.
-        plan_of = lru_cache(maxsize=2)(self.plan)
+        # Two plans at most, of the epoch that is read, and of the next, whose windows are ahead; in store order, one.
+        kept, once = lru_cache(maxsize=2)(self.plan), self.config.batches == "sequential"
+
+        def plan_of(number: int) -> EpochPlan:
+            return kept(0 if once else number)
+
         n_steps = plan_of(epoch).n_steps  # the same in each epoch
         steps = range(epoch * n_steps + start + first, self.config.epochs * n_steps, stride)
         residents = Residents(
