@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ def open_run(path: Path, *, kind: str) -> RunFolder:
     NotFoundError
         Nothing is there, or its store is gone.
     SourceError
-        It is no run of this kind.
+        It is no run of this kind, or one of another format.
     IntegrityError
         The store is another one by now.
     """
@@ -149,12 +150,18 @@ def open_run(path: Path, *, kind: str) -> RunFolder:
     try:
         facts = json.loads((path / FACTS_NAME).read_bytes())
         found, store, promised = facts["kind"], path / facts["store"], facts["store_sha256"]
+        written = facts["format"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise SourceError(f"{path}: no run of ours: {exc}", code="run.foreign") from exc
     if found != kind:
         raise SourceError(
             f"{path}: a run of {found}, not of {kind}", code="run.kind", hint=f"python -m pipeline.{found}"
         )
+    if written != FORMAT:
+        raise SourceError(
+            f"{path}: a run of format {written!r}, and this version knows {FORMAT!r}", code="run.format",
+            hint="go on with the version that began it (run.json names it), or begin a new run",
+        )  # fmt: skip
     record = open_record(store)
     if record.store_sha256 != promised:
         raise IntegrityError(
@@ -185,6 +192,7 @@ def at_work(run: RunFolder) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as exc:
             raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
+        _sweep(run.path)
         try:
             with faults_of_workers():
                 yield
@@ -192,6 +200,15 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
         except SystemExit as exc:
             raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for stale in folder.glob(".*.partial"):
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
 
 
 def resuming(kind: str, path: Path) -> str:

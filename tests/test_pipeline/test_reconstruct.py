@@ -400,6 +400,23 @@ def test_only_a_run_of_ours_goes_on(store: Path, tmp_path: Path) -> None:
     assert (done.returncode, "no run of ours" in done.stderr) == (4, True)
 
 
+def test_a_run_of_another_format_is_not_gone_on_with(store: Path, tmp_path: Path) -> None:
+    data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
+    facts = tmp_path / "run" / "run.json"
+    facts.write_text(facts.read_text().replace('"format": "', '"format": "other-'))
+    done = run_main(main, "--resume", tmp_path / "run")
+    assert (done.returncode, "a run of format 'other-" in done.stderr) == (4, True)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(store: Path, tmp_path: Path) -> None:
+    data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
+    whole = tree_bytes(tmp_path / "run")
+    (tmp_path / "run" / ".reconstruction.zarr.0123456789abcdef.partial" / "object").mkdir(parents=True)
+    (tmp_path / "run" / ".report.json.0123456789abcdef.partial").write_text("{")
+    data_of(run_main(main, "--resume", tmp_path / "run", "--json", "--quiet"))
+    assert tree_bytes(tmp_path / "run") == whole
+
+
 def test_two_processes_never_work_on_one_run(store: Path, tmp_path: Path) -> None:
     data_of(run_main(main, store, "--output", tmp_path / "run", *FIXED, "--json"))
     hold = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
