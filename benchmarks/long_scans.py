@@ -1,9 +1,9 @@
-"""Peak memory and waiting of a reconstruction over the length of the scan, the object being the same.
+"""Peak memory and waiting of a reconstruction or a training over the length of the scan, the object being the same.
 
-    python -m benchmarks.long_scans [--frames 16000 40000] [--iterations 3] [--refine]
+    python -m benchmarks.long_scans [--frames 16000 40000] [--iterations 3] [--refine | --train]
 
-Scans of 64 x 64 px, recipe `mix`, all over one object of 256 x 256 px; each reconstructed in a fresh process. A scan of
-more than 14,336 frames is longer than two windows of the stream.
+Scans of 64 x 64 px, recipe `mix`, all over one object of 256 x 256 px; each in a fresh process. A scan of more than
+14,336 frames is longer than two windows of the stream. Waiting is that of the phase that waited most.
 """
 
 from __future__ import annotations
@@ -25,23 +25,28 @@ from pipeline.simulate.write import write_store
 ALLOWED_MIB, ALLOWED_BYTES_A_FRAME = 10, 64
 
 
-def reconstruct(store: Path, output: Path, *, iterations: int, refine: bool) -> dict[str, Any]:
-    """The report of a reconstruction in a process of its own."""
-    options = ["--refine", "probe,positions" if refine else "none", "--iterations", str(iterations)]
-    command = [sys.executable, "-m", "pipeline.reconstruct", str(store), "--output", str(output), *options]
-    command += ["--prior", "quadratic", "--set", "prior.weight=0.03", "--set", "refine.start_passes=0", "--quiet"]
+def run(store: Path, output: Path, *, iterations: int, refine: bool, steps: int | None) -> dict[str, Any]:
+    """The report of a reconstruction, or of a training of so many steps, in a process of its own."""
+    what = ["pipeline.reconstruct"] if steps is None else ["pipeline.train", "--steps", str(steps)]
+    command = [sys.executable, "-m", *what, str(store), "--output", str(output), "--prior", "quadratic", "--quiet"]
+    command += ["--refine", "probe,positions" if refine else "none", "--set", "refine.start_passes=0"]
+    for setting in ("solver.iterations", "refine.iterations"):
+        command += ["--set", f"{setting}={iterations}"]
+    command += ["--set", "prior.weight=0.03"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     return report
 
 
-def measure(frames: Sequence[int], folder: Path, *, iterations: int, refine: bool) -> list[dict[str, Any]]:
+def measure(
+    frames: Sequence[int], folder: Path, *, iterations: int, refine: bool, steps: int | None = None
+) -> list[dict[str, Any]]:
     """One row for each length: peak in bytes, largest share of waiting among the phases of passes."""
     rows = []
     for n in frames:
         store = folder / f"{n}.zarr"
         write_store(plan_simulation(replace(recipe_named("mix"), n_frames=n), seed=0), store)
-        report = reconstruct(store, folder / f"{n}", iterations=iterations, refine=refine)
+        report = run(store, folder / f"{n}", iterations=iterations, refine=refine, steps=steps)
         rows.append(
             {
                 "frames": n,
@@ -70,9 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, nargs="+", default=[16_000, 40_000])
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--refine", action="store_true", help="refine probe, positions and gains too")
+    parser.add_argument("--train", action="store_true", help="train, 100 steps")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(options.frames, Path(folder), iterations=options.iterations, refine=options.refine)
+        rows = measure(
+            options.frames, Path(folder), iterations=options.iterations, refine=options.refine,
+            steps=100 if options.train else None,
+        )  # fmt: skip
     print(table(rows))
     return 0
 
