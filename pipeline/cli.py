@@ -34,7 +34,7 @@ VERBS = {
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
-    "catalog": ("catalogs.__main__:main", "list stores, look into one"),
+    "catalog": ("catalogs.__main__:main", "list stores and runs, look into one"),
 }
 """Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
 

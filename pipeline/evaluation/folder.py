@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from pipeline.errors import (
     TargetExistsError,
     TerminatedRun,
 )
-from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, FACTS_NAME, FORMAT
+from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, DATA_NAME, FACTS_NAME, FORMAT, resuming
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
@@ -37,7 +36,6 @@ from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
 from pipeline.stream.waiting import faults_of_workers
 
-DATA_NAME: Final = "data.zarr"
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")
 """What bits depend on, besides store, configuration and bundle."""
 
@@ -192,11 +190,6 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
         except SystemExit as exc:
             raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
-
-
-def resuming(kind: str, path: Path) -> str:
-    """The command that goes on with a run."""
-    return shlex.join(["python", "-m", f"pipeline.{kind}", "--resume", str(path)])
 
 
 def publish(staged: Path, target: Path) -> None:
