@@ -62,12 +62,13 @@ class RunAudit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Claims:
-    """What run.json says that can be compared."""
+    """What run.json says: what can be compared, and all of it."""
 
     run: Path
     kind: str
     store: str
     store_sha256: str
+    facts: Mapping[str, Any]
 
     @property
     def place(self) -> Path:
@@ -141,9 +142,12 @@ def open_run_record(path: Path) -> RunRecord:
     claims = _claims(path)
     if claims.kind not in _LAST:
         raise SourceError(f"{path}: a run of {claims.kind}, which is not known here", code="run.foreign")
-    facts, last = _document(path / FACTS_NAME), _LAST[claims.kind]
+    facts, last = claims.facts, _LAST[claims.kind]
     finished = (path / last).exists()
-    _refuse(_configuration(claims))
+    try:
+        config = tomllib.loads(_text(path / CONFIG_NAME))
+    except (ValueError, RecursionError) as exc:
+        raise IntegrityError(f"{CONFIG_NAME}: cannot be read: {exc}", code="run.damaged") from exc
     if not finished:
         _refuse(_end(claims, None))
     if claims.store_inside:
@@ -170,7 +174,7 @@ def open_run_record(path: Path) -> RunRecord:
             source={name: _word(source.get(name)) for name in ("name", "sha256")},
             store=claims.place,
             store_sha256=claims.store_sha256,
-            config=tomllib.loads(_text(path / CONFIG_NAME)),
+            config=config,
             report=report,
             result=result,
             losses=_losses(result, report),
@@ -255,7 +259,7 @@ def _claims(run: Path) -> _Claims:
         raise SourceError(f"{run}: no run of ours: {FACTS_NAME}: {exc!r}", code="run.foreign") from exc
     if not ours:
         raise SourceError(f"{run}: no run of ours: {FACTS_NAME} is not as {FORMAT} has it", code="run.foreign")
-    return _Claims(run=run, kind=kind, store=store, store_sha256=promised)
+    return _Claims(run=run, kind=kind, store=store, store_sha256=promised, facts=facts)
 
 
 def _document(path: Path) -> Mapping[str, Any]:
