@@ -79,6 +79,7 @@ def main(
     else:
         given = {key: value for key, value in settings.items() if value is not None}
         tree = resolve_config(TrainConfig, file=config, settings={**dict(map(parse_setting, sets)), **given})
+    from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import check_training, run_training
     from pipeline.scan.declaration import Declaration
@@ -94,12 +95,12 @@ def main(
         )  # fmt: skip
     with at_work(run):
         found = run_training(run, tell=lambda name, n: progress(name, n, unit="step" if name == "fit" else "pass"))
-    return Outcome(data=found, text=_text(found))
+    return Outcome(data=found, text=_text(found, in_words(found)))
 
 
-def _text(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any], words: str) -> str:
     return (
-        f"{found['run']}: trained\n"
+        f"{found['run']}: trained, {words}\n"
         f"  report  {found['run']}/report.html\n"
         f"  bundle  {found['bundle_path']}\n"
         f"bundle_sha256 {found['bundle_sha256']}"

@@ -83,6 +83,7 @@ def test_a_reconstruction_is_a_folder_with_object_report_and_picture(store: Path
         "lam": report["prior"]["lam"],
         "refine": "none",
         "modes": 1,
+        "refine_reason": report["refine"]["reason"],
         "loss": "poisson",
         "nll_floor": report["nll_floor"],
         "nll_solver": report["nll_held_out"],
@@ -97,6 +98,29 @@ def test_a_reconstruction_is_a_folder_with_object_report_and_picture(store: Path
     assert report["metrics"]["role"] == "truth"
     assert report["metrics"]["object"]["complex_nrmse"] < 0.5 * report["metrics"]["flat"]["complex_nrmse"]
     assert report["r_factor"] == pytest.approx(report["r_factor_floor"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("store", (), "  not refined: held-out NLL "),
+        ("store", ("--refine", "none"), "  not refined: that was not asked for\n"),
+        ("hard", ("--set", "refine.start_passes=1", "--modes", "2"), "  refined: held-out NLL "),
+    ],
+)
+def test_the_result_and_the_report_say_why_it_was_refined_or_not(
+    request: pytest.FixtureRequest, tmp_path: Path, source: str, options: tuple[str, ...], said: str
+) -> None:
+    done = run_main(main, request.getfixturevalue(source), "--output", tmp_path / "run", *QUICK, *options)
+    assert said in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(said.rstrip())]
+    reason = line.partition(": ")[2]
+    refine = json.loads((tmp_path / "run" / "report.json").read_text())["refine"]
+    assert reason == refine["reason"]
+    if refine["evidence"] is not None:
+        assert f"{refine['evidence']['nll']:.4g} a pixel with the stored probe" in reason
+        assert f"photon noise alone {refine['evidence']['floor']:.4g}" in reason
+    assert (tmp_path / "run" / "report.html").read_text().count(f": {reason}.") == 2  # in the lead, under Refinement
 
 
 def test_plain_xarray_opens_the_object_on_the_grid_of_the_scan(store: Path, tmp_path: Path) -> None:

@@ -84,6 +84,16 @@ def test_a_training_is_a_folder_with_bundle_report_and_metrics(trained: tuple[Pa
     assert {"evidence", "halves 1", "halves 2", "fit"} <= {phase["name"] for phase in report["phases"]}
 
 
+def test_a_training_says_why_it_refined_or_not_and_what_the_solver_reached(trained: tuple[Path, dict]) -> None:
+    output, told = trained
+    report = json.loads((output / "report.json").read_text())
+    done = run_main(train.main, "--resume", output)  # whole already: told again
+    assert f"trained, prior {report['prior']['name']} {report['prior']['lam']:g}, probe as stored\n" in done.stdout
+    assert f"  not refined: {report['refine']['reason']}\n" in done.stdout
+    assert f"held-out frames {report['nll_held_out']:.4f} a pixel" in done.stdout
+    assert (told["refine"], told["refine_reason"]) == ("none", report["refine"]["reason"])
+
+
 def test_a_training_is_listed_with_its_losses_and_its_bundle(trained: tuple[Path, dict], store: Path) -> None:
     output, told = trained
     (row,) = list_entries([output])
