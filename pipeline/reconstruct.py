@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
-from pipeline.config import ReconstructConfig
+from pipeline.config import ReconstructConfig, resolve_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = ReconstructConfig()
@@ -53,10 +53,11 @@ def main(
     positions are refined. DIR then holds reconstruction.zarr, report.html and report.json; the same inputs give the
     same bytes. A run that was stopped goes on with --resume DIR.
     """
-    settings = {
-        "prior.name": prior, "solver.iterations": iterations, "refine.iterations": iterations, "refine.modes": modes,
-        "refine.what": refine, "photons_per_frame": photons_per_frame, "seed": seed, "threads": threads,
-        "num_workers": num_workers,
+    flags = {
+        "prior.name": ("--prior", prior), "solver.iterations": ("--iterations", iterations),
+        "refine.iterations": ("--iterations", iterations), "refine.modes": ("--modes", modes),
+        "refine.what": ("--refine", refine), "photons_per_frame": ("--photons-per-frame", photons_per_frame),
+        "seed": ("--seed", seed), "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
     }  # fmt: skip
     ctx = click.get_current_context()
     if resume is not None:
@@ -64,11 +65,7 @@ def main(
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output DIR, or --resume DIR.", ctx)
     else:
-        from pipeline.config import parse_setting, resolve_config
-
-        tree = resolve_config(
-            ReconstructConfig, file=config, settings={**dict(map(parse_setting, sets)), **_given(settings)}
-        )
+        tree = resolve_options(ReconstructConfig, file=config, sets=sets, flags=flags)
     from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import about_bundle, check_reconstruction, run_reconstruction
@@ -89,10 +86,6 @@ def main(
         found = dict(run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass")))
     warnings = found.pop("warnings")
     return Outcome(data=found, text=_text(found, in_words(found)), warnings=warnings)
-
-
-def _given(settings: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _text(found: Mapping[str, Any], words: str) -> str:

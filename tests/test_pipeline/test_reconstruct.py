@@ -315,10 +315,11 @@ def test_positions_outside_the_stored_object_are_refused(store: Path, tmp_path: 
     ("options", "code", "said"),
     [
         (("--set", "solver.iteration=3"), 2, "did you mean solver.iterations?"),
+        (("--iterations", "-1"), 2, "--iterations: solver.iterations = -1 is out of range"),
         (("--iteration", "3"), 2, "No such option"),
         (("--modes", "3", "--refine", "none"), 2, "--refine probe"),
         (("--modes", "9", "--refine", "probe"), 2, "at most 6"),
-        (("--threads", "0"), 2, "threads = 0 is out of range"),
+        (("--threads", "0"), 2, "--threads: threads = 0 is out of range"),
         (("--prior", "flat"), 2, "flat"),
     ],
 )
@@ -413,9 +414,19 @@ def test_what_is_there_already_is_not_touched(store: Path, tmp_path: Path) -> No
     assert (done.returncode, f"--resume {tmp_path / 'other'}" in done.stderr) == (7, True)
 
 
-@pytest.mark.parametrize("option", [("--iterations", "3"), ("--seed", "1"), ("--set", "seed=1"), ("--axes", "yxf")])
-def test_resume_takes_no_other_option(store: Path, tmp_path: Path, option: tuple[str, str]) -> None:
-    refused("--resume", tmp_path / "run", *option, code=2, said="takes no other option", left=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--iterations", "3"), "is --iterations 3"),
+        (("--set", "seed=1", "--set", "threads=2"), "are --set seed=1 and --set threads=2"),
+        (("--axes", "yxf"), "is --axes yxf"),
+        (("--photons-per-frame", "1e5"), "is --photons-per-frame 100000.0"),
+        (("a scan.zarr", "--quiet"), "is 'a scan.zarr'"),
+    ],
+)
+def test_resume_takes_no_other_option_and_names_it_as_typed(tmp_path: Path, typed: tuple[str, ...], said: str) -> None:
+    told = refused("--resume", tmp_path / "run", *typed, code=2, said="takes no other option", left=tmp_path / "run")
+    assert f"takes no other option, and here {said}\n" in told
 
 
 def test_only_a_run_of_ours_goes_on(store: Path, tmp_path: Path) -> None:

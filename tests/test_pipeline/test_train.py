@@ -227,7 +227,9 @@ def test_a_network_that_is_worse_is_said_to_be(trained: tuple[Path, dict], store
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--gridsize", "2"), 2, "works on single frames"),
+        (("--gridsize", "2"), 2, "--gridsize: the model canvas works on single frames"),
+        (("--steps", "-1"), 2, "--steps: fit.steps = -1 is out of range"),
+        (("--set", "fit.warmup=-1"), 2, "--set fit.warmup: fit.warmup = -1 is out of range"),
         (("--set", "fit.step=3"), 2, "did you mean fit.steps?"),
         (("--batch-size", "40", "--cluster-size", "7"), 2, "whole clusters"),
         (("--modes", "2", "--refine", "none"), 2, "--refine probe"),
