@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
-from pipeline.config import TrainConfig, parse_setting, resolve_config
+from pipeline.config import TrainConfig, resolve_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = TrainConfig()
@@ -65,11 +65,13 @@ def main(
     that it did not use. RUN then holds wts.h5.zip, report.html, report.json and metrics.jsonl; the same inputs give
     the same bytes. A run that was stopped goes on with --resume RUN.
     """
-    settings = {
-        "model": model, "prior.name": prior, "refine.modes": modes, "refine.what": refine, "fit.steps": steps,
-        "fit.epochs": epochs, "stream.batch_size": batch_size, "stream.batches": batches,
-        "stream.cluster_size": cluster_size, "stream.gridsize": gridsize, "photons_per_frame": photons_per_frame,
-        "seed": seed, "threads": threads, "num_workers": num_workers,
+    flags = {
+        "model": ("--model", model), "prior.name": ("--prior", prior), "refine.modes": ("--modes", modes),
+        "refine.what": ("--refine", refine), "fit.steps": ("--steps", steps), "fit.epochs": ("--epochs", epochs),
+        "stream.batch_size": ("--batch-size", batch_size), "stream.batches": ("--batches", batches),
+        "stream.cluster_size": ("--cluster-size", cluster_size), "stream.gridsize": ("--gridsize", gridsize),
+        "photons_per_frame": ("--photons-per-frame", photons_per_frame), "seed": ("--seed", seed),
+        "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
     }  # fmt: skip
     ctx = click.get_current_context()
     if resume is not None:
@@ -77,8 +79,8 @@ def main(
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output RUN, or --resume RUN.", ctx)
     else:
-        given = {key: value for key, value in settings.items() if value is not None}
-        tree = resolve_config(TrainConfig, file=config, settings={**dict(map(parse_setting, sets)), **given})
+        tree = resolve_options(TrainConfig, file=config, sets=sets, flags=flags)
+    from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import check_training, run_training
     from pipeline.scan.declaration import Declaration
@@ -94,12 +96,12 @@ def main(
         )  # fmt: skip
     with at_work(run):
         found = run_training(run, tell=lambda name, n: progress(name, n, unit="step" if name == "fit" else "pass"))
-    return Outcome(data=found, text=_text(found))
+    return Outcome(data=found, text=_text(found, in_words(found)))
 
 
-def _text(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any], words: str) -> str:
     return (
-        f"{found['run']}: trained\n"
+        f"{found['run']}: trained, {words}\n"
         f"  report  {found['run']}/report.html\n"
         f"  bundle  {found['bundle_path']}\n"
         f"bundle_sha256 {found['bundle_sha256']}"

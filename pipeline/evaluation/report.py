@@ -145,7 +145,7 @@ def _summary(facts: Facts) -> Iterable[str]:
         f"{_number(facts['frames'])} frames of {_sides(facts['frame_shape'])} pixels, {light}, were reconstructed "
         f"({_prior(facts['prior'])}, {_loss(facts)})."
     )
-    yield _refined(facts)
+    yield _refined_because(facts)
     if shift is not None:
         yield f"Positions moved by {_number(shift['median'])} px in the median, {_number(shift['max'])} px at most."
     if held_out is not None:
@@ -184,7 +184,7 @@ def _key_figures(facts: Facts) -> Iterable[tuple[str, str]]:
 def _refinement(facts: Facts) -> str:
     asked, evidence = _of(facts["refine"], "asked"), _of(facts["refine"], "evidence")
     by = "Evidence was to decide." if asked == "auto" else f"Asked for: {_words(asked)}."
-    words = _paragraph(f"{_refined(facts)} {by} Reason: {_text(_of(facts['refine'], 'reason'))}.")
+    words = _paragraph(f"{by} {_refined_because(facts)}")
     if evidence is None:
         return words
     return words + _pairs(
@@ -339,6 +339,11 @@ def _prior(prior: Facts | None) -> str:
 
 def _refined(facts: Facts) -> str:
     return _REFINED.get(_of(facts["refine"], "what"), "Whether anything was refined is unknown.")
+
+
+def _refined_because(facts: Facts) -> str:
+    """What was refined, and why or why not, in a sentence."""
+    return f"{_refined(facts).removesuffix('.')}: {_text(_of(facts['refine'], 'reason'))}."
 
 
 def _beside_noise(found: float | None, floor: float | None) -> str:
