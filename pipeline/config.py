@@ -325,6 +325,17 @@ def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapp
     return _changed(kind(), {key: _typed(key, value, known[key]) for key, value in given.items()})
 
 
+def restore_config(kind: type[Tree], table: Mapping[str, Any]) -> Tree:
+    """The tree of a table that was made of one, `tomllib.loads(to_toml(...))`.
+
+    Raises
+    ------
+    ConfigError
+        See `resolve_config`.
+    """
+    return resolve_config(kind, settings=_flat(table))
+
+
 def parse_setting(text: str) -> tuple[str, object]:
     """`solver.iterations=20` as its dotted key and TOML value; a value that is no TOML is taken as text.
 

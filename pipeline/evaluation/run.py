@@ -15,7 +15,7 @@ from pipeline.evaluation.assess import compare_with, reference_of, result_of
 from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
 from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
 from pipeline.evaluation.folder import RunFolder, publish
-from pipeline.evaluation.network import improve, open_network
+from pipeline.evaluation.network import improve
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.result import NAME, Result, write_result
 from pipeline.learning.allocator import keep_memory
@@ -55,16 +55,17 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     config = run.config(ReconstructConfig)
     make_deterministic(threads=config.threads)
     keep_memory()
-    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
+    bundle = _bundle_of(run)
+    probe = None if bundle is None else bundle.probe
+    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame, probe=probe)
     journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell)
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
     save(draw(picture, title=told["title"]), run.path / "report.png")
     pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
-    if "bundle" in run.facts:
-        bundle, network = open_network(Path(run.facts["bundle"]["path"]), frame_side=scene.side)
-        _refuse_other(bundle, run)
+    if bundle is not None:
+        network = bundle.network(frame_side=scene.side)
         made = improve(scene, found, config, journal, bundle=bundle, network=network)
         bundle_sha256, nll_network = bundle.sha256, made.loss
         solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
@@ -81,7 +82,17 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     return summary(run.path)
 
 
-def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
+def _bundle_of(run: RunFolder) -> Bundle | None:
+    """The bundle that a run was begun with.
+
+    Raises
+    ------
+    BundleError
+        It is another one by now, or damaged.
+    """
+    if "bundle" not in run.facts:
+        return None
+    bundle = load_bundle(Path(run.facts["bundle"]["path"]))
     if bundle.sha256 != run.facts["bundle"]["sha256"]:
         raise BundleError(
             f"{run.facts['bundle']['path']}: its SHA-256 is {bundle.sha256}, the run was begun with "
@@ -89,6 +100,7 @@ def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
             code="run.other_bundle",
             hint="put the same bundle back, or begin a new run",
         )
+    return bundle
 
 
 def about_bundle(path: Path) -> Mapping[str, Any]:
@@ -247,14 +259,16 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
     Raises
     ------
     SchemaError, ConfigError, PlanError, BundleError
-        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames` and `open_network`.
+        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames`, `load_bundle` and `Bundle.network`.
     """
-    positions = check_scene(record)
+    used = None if bundle is None else load_bundle(bundle)
+    positions = check_scene(record, probe=None if used is None else used.probe)
+    if used is not None:
+        used.network(frame_side=record.arrays["diffraction"].layout.shape[1], where=str(bundle))
     refuse_darkness(record)
-    refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+    own = record.arrays["probe"].layout.shape[0] if "probe" in record.arrays else 0
+    refuse_modes(config.refine, stored=own or (0 if used is None else len(used.probe)))
     split_of(config.seed, positions, eligible_frames(record))
-    if bundle is not None:
-        open_network(bundle, frame_side=record.arrays["diffraction"].layout.shape[1])
 
 
 def summary(folder: Path) -> Mapping[str, Any]:
