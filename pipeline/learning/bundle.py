@@ -175,7 +175,7 @@ def save_bundle(
     return pack_bundle(path, {CONFIG: canonical_json(config), WEIGHTS: content}, lineage)
 
 
-def load_bundle(path: Path, *, expected: Mapping[str, tuple[int, ...]] | None = None) -> Bundle:
+def load_bundle(path: Path | str, *, expected: Mapping[str, tuple[int, ...]] | None = None) -> Bundle:
     """The bundle at `path`, proven to be as it was written.
 
     Parameters
@@ -189,6 +189,7 @@ def load_bundle(path: Path, *, expected: Mapping[str, tuple[int, ...]] | None = 
     BundleError
         It was changed, or it does not hold what such a network needs: the member or weight is named.
     """
+    path = Path(path)
     files = read_bundle(path)
     where = f"{path}: {WEIGHTS}"
     config = _config(path, files.members[CONFIG])

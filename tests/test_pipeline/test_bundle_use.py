@@ -99,7 +99,6 @@ def test_where_probe_and_positions_are_refined_the_object_is_that_of_the_same_pr
     prior = ("--prior", bundle.prior.name, "--set", f"prior.weight={bundle.prior.weight}")
     written, _ = reconstructed(source, path, tmp_path / "again", "--refine", "probe,positions", *prior)
     assert not np.array_equal(written.probe.values, scan().probe)
-    assert written.gain.values.std() > 0
     assert np.array_equal(bundle.diffraction_to_obj(source), written.object.values)
 
 
