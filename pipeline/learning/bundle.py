@@ -73,7 +73,7 @@ class Bundle:
         if self.model != "canvas":
             raise BundleError(f"{where}: a bundle of the model {self.model!r}; expected canvas", code="bundle.model")
         trained = self._config_of("frame_side", where)
-        if trained != frame_side or self.probe.shape[-1] != frame_side:
+        if trained != frame_side:
             raise BundleError(
                 f"{where}: trained on frames of {trained} x {trained}, and the scan has {frame_side} x {frame_side}",
                 code="bundle.frame_side",
