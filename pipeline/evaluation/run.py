@@ -13,11 +13,12 @@ from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
 from pipeline.errors import BundleError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
 from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
-from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
+from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
 from pipeline.evaluation.network import improve
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.result import NAME, Result, write_result
+from pipeline.evaluation.sheet import save
 from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
 from pipeline.learning.canvas import CanvasTask, improved

@@ -61,13 +61,13 @@ class Improvement:
         found, scene = self.estimate, self.scene
         padded = pad_canvas(self.canvas, outside=BLANK)
         behind = found.background if found.holding.loss == "poisson-background" else 0.0
-        rows = np.flatnonzero(scene.eligible)
+        rows, positions = np.flatnonzero(scene.eligible), scene.positions
         for first in range(0, len(rows), batch_size):
             index = rows[first : first + batch_size]
             with torch.no_grad(), deterministic(threads=self.threads):
                 asked = Frames(
                     intensity=torch.empty(0),
-                    positions=torch.from_numpy(scene.positions[index]),
+                    positions=torch.from_numpy(positions[index]),
                     index=torch.from_numpy(index),
                 )
                 frames = moved_frames(asked, shift=found.shift, gain=found.gain)

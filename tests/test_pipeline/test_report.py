@@ -14,9 +14,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from pipeline.evaluation.figure import Curve, Reconstruction, draw, save
+from pipeline.evaluation.figure import Curve, Reconstruction, draw
 from pipeline.evaluation.planes import limits_of, seen_part, thinned
 from pipeline.evaluation.report import write_report
+from pipeline.evaluation.sheet import save
 
 GREY = (128, 128, 128)
 CURVES = (
