@@ -9,10 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
 from pipeline.errors import BundleError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
-from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
+from pipeline.evaluation.beside import Pair, draw_beside
+from pipeline.evaluation.facts import (
+    LOSS_NAMES,
+    attributes_of,
+    bundle_config,
+    curves_of,
+    ends_of,
+    facts_of,
+    lineage_of,
+    trained_on,
+)
 from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
 from pipeline.evaluation.network import improve
@@ -72,10 +85,15 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
         told |= facts_of(run, config, scene, found, journal)
         told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
-        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256}
+        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256, "bundle": trained_on(bundle.lineage)}
         told["warnings"] = [*told["warnings"], *made.warnings]
-        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), run.path / "network.png")
-        pictures = {"network": run.path / "network.png", "solver alone": run.path / "report.png"}
+        judged = f"{picture.loss_name} per pixel on held-out frames: solver alone {found.chosen.loss:.4f}"
+        pair = _pair(picture, result.object)
+        save(
+            draw_beside(pair, title=told["title"], subtitle=f"{judged}, network {made.loss:.4f}"),
+            run.path / "network.png",
+        )
+        pictures = {"solver and network": run.path / "network.png", "solver alone": run.path / "report.png"}
     write_report(run.path, told, pictures)
     attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
     write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
@@ -149,10 +167,21 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
     told["title"] = f"Training on {run.facts['source']['name']}"
-    told["metrics_network"] = _compared(scene, found, replace(result, object=seen))
-    told["fit"] = {"steps": state.step, "batch_size": config.stream.batch_size, "model": config.model}
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    save(draw_losses(losses, title=told["title"]), run.path / "loss.png")
+    told["metrics_solver"] = told["metrics"]
+    told["metrics"] = _compared(scene, found, replace(result, object=seen))
+    told["fit"] = {
+        "model": config.model, "steps": state.step, "batch_size": config.stream.batch_size,
+        "order_sha256": stream.order_sha256(), **ends_of(losses),
+    }  # fmt: skip
+    pictures = {
+        "solver and network": run.path / "network.png",
+        "training loss": run.path / "loss.png",
+        "solver alone": run.path / "report.png",
+    }
+    about = f"the scan that the network was trained on, after {state.step:,} steps"
+    save(draw_beside(_pair(picture, seen), title=told["title"], subtitle=about), pictures["solver and network"])
+    save(draw_losses(losses, title=told["title"]), pictures["training loss"])
+    save(draw(picture, title=f"{told['title']}: solver alone"), pictures["solver alone"])
     staged = run.checkpoints / BUNDLE_NAME
     staged.unlink(missing_ok=True)
     told["bundle_sha256"] = save_bundle(
@@ -161,9 +190,9 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
         config=bundle_config(config, scene, found),
         weights={name: weight.detach() for name, weight in state.weights.items()},
         probe=found.held.gauge.probe_to_source(found.held.probe),
-        lineage={**lineage_of(run, scene), "orders": {"fit": stream.order_sha256()}},
+        lineage={**lineage_of(run, scene), "orders": {"fit": told["fit"]["order_sha256"]}},
     )
-    write_report(run.path, told, {"reconstruction": run.path / "report.png", "training loss": run.path / "loss.png"})
+    write_report(run.path, told, pictures)
     publish(staged, run.path / BUNDLE_NAME)
     shutil.rmtree(run.checkpoints)
     return training_summary(run)
@@ -217,6 +246,17 @@ def _told_and_drawn(
         floor=found.chosen.floor,
         reference=reference_of(scene, found.optics.geometry),
         reference_role=_role(scene),
+    )
+
+
+def _pair(picture: Reconstruction, network: NDArray[np.complex64]) -> Pair:
+    return Pair(
+        solver=picture.object,
+        network=network,
+        coverage=picture.coverage,
+        origin_px=picture.origin_px,
+        reference=picture.reference,
+        reference_role=picture.reference_role,
     )
 
 
