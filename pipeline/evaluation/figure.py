@@ -41,6 +41,7 @@ from pipeline.evaluation.sheet import (
     note,
     plain,
     plot_axes,
+    printable,
 )
 from pipeline.picture import Limits, colour_wheel, complex_image, palette
 
@@ -311,7 +312,7 @@ def draw_losses(losses: Sequence[float], title: str) -> Figure:
     """The loss of each training step, and its mean over the last fiftieth of the training."""
     figure = Figure(figsize=(9, 3.6), dpi=DPI, facecolor="white")
     ax = figure.add_axes((0.09, 0.17, 0.88, 0.68))
-    ax.set_title(title, loc="left", color=INK, fontsize=NAME)
+    ax.set_title(printable(title), loc="left", color=INK, fontsize=NAME, parse_math=False)
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, losses, ".", color=BLUE, markersize=2, alpha=0.5, label="each step")
     width = max(len(losses) // 50, 1)
@@ -322,5 +323,5 @@ def draw_losses(losses: Sequence[float], title: str) -> Figure:
     ax.set_ylabel("loss of the other half", color=SOFT, fontsize=TEXT)
     ax.tick_params(labelsize=TEXT)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=TEXT, loc="upper right")
+    ax.legend(frameon=False, fontsize=TEXT, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure

@@ -165,11 +165,9 @@ def _summary(facts: Facts) -> Iterable[str]:
         if facts.get("nll_network") is not None:
             yield f"With the network of the bundle it is {_beside_noise(facts['nll_network'], facts['nll_floor'])}."
     yield f"The R-factor is {_beside_noise(facts['r_factor'], facts['r_factor_floor'])}."
-    if facts.get("fit"):
-        yield (
-            f"A network ({_text(_of(facts['fit'], 'model'))}) was then trained for {_number(_of(facts['fit'], 'steps'))} "
-            "steps on halves of these frames, without any truth."
-        )
+    if fit := facts.get("fit"):
+        trained = f"A network ({_text(fit.get('model'))}) was then trained for {_number(fit.get('steps'))} steps"
+        yield f"{trained} on halves of these frames, without any truth."
     if metrics is not None and _of(metrics["object"], "complex_nrmse") is not None:
         error, flat = metrics["object"]["complex_nrmse"], _of(metrics["flat"], "complex_nrmse")
         solver = _of(_of(facts.get("metrics_solver"), "object"), "complex_nrmse")
@@ -296,9 +294,7 @@ def _lineage(facts: Facts) -> str:
         if used is not None:
             trained, behind = used.get("source") or {}, f"store_sha256 {_text(used.get('store_sha256'))}"
             steps.append(("Bundle", f"the network used, trained on {_text(trained.get('name'))}", bundle))
-            steps.append(
-                ("Behind the bundle", f"its source has sha256 {_text(trained.get('sha256'))}, its store", behind)
-            )
+            steps.append(("Behind the bundle", f"its file: sha256 {_text(trained.get('sha256'))}", behind))
         steps.append(("This reconstruction", "made from the store by the command below", ""))
     items = (
         f"<li><b>{escape(name)}</b>: {escape(text)}<br><code>{escape(digest)}</code></li>\n"
