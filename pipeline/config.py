@@ -371,6 +371,17 @@ def _resolved(kind: type[Tree], given: Mapping[str, _Given]) -> Tree:
         raise ConfigError(message, code=exc.code, hint=exc.hint, keys=exc.keys) from exc
 
 
+def restore_config(kind: type[Tree], table: Mapping[str, Any]) -> Tree:
+    """The tree of a table that was made of one, `tomllib.loads(to_toml(...))`.
+
+    Raises
+    ------
+    ConfigError
+        See `resolve_config`.
+    """
+    return resolve_config(kind, settings=_flat(table))
+
+
 def parse_setting(text: str) -> tuple[str, object]:
     """`solver.iterations=20` as its dotted key and TOML value; a value that is no TOML is taken as text.
 

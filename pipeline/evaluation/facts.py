@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -193,3 +193,20 @@ def lineage_of(run: RunFolder, scene: Scene) -> Mapping[str, Any]:
         "source": {"name": source["name"], "sha256": source["sha256"]},
         "versions": {name: text for name, text in versions().items() if name in DECISIVE},
     }
+
+
+def trained_on(lineage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the report tells of the training behind a bundle."""
+    source = lineage.get("source") or {}
+    return {
+        "store_sha256": lineage.get("store_sha256"),
+        "source": {"name": source.get("name"), "sha256": source.get("sha256")},
+    }
+
+
+def ends_of(losses: Sequence[float]) -> Mapping[str, float | None]:
+    """The mean loss of the first and of the last fiftieth of the steps."""
+    n = max(len(losses) // 50, 1)
+    if not losses:
+        return {"loss_first": None, "loss_last": None}
+    return {"loss_first": float(np.mean(losses[:n])), "loss_last": float(np.mean(losses[-n:]))}

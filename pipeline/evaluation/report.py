@@ -76,6 +76,16 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
     warnings              [str]
     ====================  =============================================================================================
 
+    Where there is a network, these may be there besides:
+
+    ====================  =============================================================================================
+    metrics_solver        as metrics, of the solver alone; metrics is then the network's
+    nll_network           float, per good pixel of the held-out frames
+    bundle_sha256         str: of the bundle that was made, or used
+    bundle                {store_sha256, source: {name, sha256}}: what a bundle that was used was trained on
+    fit                   {model, steps, batch_size, order_sha256, loss_first, loss_last} of a training
+    ====================  =============================================================================================
+
     Parameters
     ----------
     facts : values that JSON can hold, with the keys above; others are kept in report.json.
@@ -116,6 +126,7 @@ def _page(facts: Facts, pictures: Mapping[str, Path], as_json: str) -> str:
         _section("Key figures", _pairs(_key_figures(facts))),
         _section("Refinement", _refinement(facts)),
         _section("Prior", _choice(facts)),
+        *([_section("Training", _pairs(_training(facts["fit"])))] if facts.get("fit") else []),
         _section("Beside the stored object", _metrics(facts)),
         _section("Time", _timings(facts)),
         _section("Environment", _pairs(_environment(facts))),
@@ -151,12 +162,19 @@ def _summary(facts: Facts) -> Iterable[str]:
     if held_out is not None:
         there = f"On {_number(facts['frames_held_out'])} frames that the solve did not see"
         yield f"{there} the loss per pixel is {_beside_noise(held_out, facts['nll_floor'])}."
+        if facts.get("nll_network") is not None:
+            yield f"With the network of the bundle it is {_beside_noise(facts['nll_network'], facts['nll_floor'])}."
     yield f"The R-factor is {_beside_noise(facts['r_factor'], facts['r_factor_floor'])}."
+    if fit := facts.get("fit"):
+        trained = f"A network ({_text(fit.get('model'))}) was then trained for {_number(fit.get('steps'))} steps"
+        yield f"{trained} on halves of these frames, without any truth."
     if metrics is not None and _of(metrics["object"], "complex_nrmse") is not None:
         error, flat = metrics["object"]["complex_nrmse"], _of(metrics["flat"], "complex_nrmse")
+        solver = _of(_of(facts.get("metrics_solver"), "object"), "complex_nrmse")
+        own = "" if solver is None else f"with the network, {_number(solver)} with the solver alone, "
         yield (
-            f"Against the stored object ({_text(metrics['role'])}) the complex error is {_number(error)}, "
-            f"that of a flat object {_number(flat)}."
+            f"Against the stored object ({_text(metrics['role'])}) the complex error is {_number(error)} {own}".rstrip()
+            + f"{'' if own else ','} that of a flat object {_number(flat)}."
         )
 
 
@@ -172,6 +190,8 @@ def _key_figures(facts: Facts) -> Iterable[tuple[str, str]]:
     yield "Refined", _words(_of(facts["refine"], "what"))
     yield "Probe modes", _number(_of(facts["refine"], "modes"))
     yield held_out, _beside_noise(facts["nll_held_out"], facts["nll_floor"])
+    if "nll_network" in facts:
+        yield "The same with the network", _beside_noise(facts["nll_network"], facts["nll_floor"])
     yield "R-factor", _beside_noise(facts["r_factor"], facts["r_factor_floor"])
     if shift is not None:
         yield "Position shift", f"median {_number(shift['median'])} px, largest {_number(shift['max'])} px"
@@ -223,8 +243,21 @@ def _metrics(facts: Facts) -> str:
         f"{_number(rows[1])} and columns {_number(columns[0])} to {_number(columns[1])}, ends not included, after one "
         "complex factor was removed, no shift and no phase ramp. The flat object is the same number everywhere."
     )
-    cells = [(_METRICS.get(name, name), _number(found[name]), _number(flat.get(name))) for name in found]
-    return _paragraph(words) + _table(("", "reconstruction", "flat object"), cells)
+    columns = {"reconstruction": found, "flat object": flat}
+    if "metrics_solver" in facts:
+        solver = _of(facts["metrics_solver"], "object") or {}
+        columns = {"network": found, "solver alone": solver, "flat object": flat}
+    cells = [(_METRICS.get(name, name), *(_number(values.get(name)) for values in columns.values())) for name in found]
+    return _paragraph(words) + _table(("", *columns), cells)
+
+
+def _training(fit: Facts) -> Iterable[tuple[str, str]]:
+    yield "Model", _text(fit.get("model"))
+    yield "Steps", _number(fit.get("steps"))
+    yield "Frames in a batch", _number(fit.get("batch_size"))
+    yield "Loss of the other half, first steps", _number(fit.get("loss_first"))
+    yield "Loss of the other half, last steps", _number(fit.get("loss_last"))
+    yield "Order of the batches, SHA-256", _text(fit.get("order_sha256"))
 
 
 def _timings(facts: Facts) -> str:
@@ -243,17 +276,26 @@ def _timings(facts: Facts) -> str:
     passes, cpu_s, wall_s = (None if None in values else sum(values) for values in sums.values())
     whole = ("all", _number(passes), _number(cpu_s, ",.1f"), _number(wall_s, ",.1f"))
     rows.append((*whole, _share(facts["data_wait_fraction"])))
-    head = ("phase", "passes", "CPU, s", "wall clock, s", "waiting for data")
+    head = ("phase", "passes or steps" if facts.get("fit") else "passes", "CPU, s", "wall clock, s", "waiting for data")
     return _table(head, rows, strong=len(rows) - 1)
 
 
 def _lineage(facts: Facts) -> str:
     source = facts["source"] or {}
-    steps = (
+    steps = [
         ("Source file", _text(source.get("name")), f"sha256 {_text(source.get('sha256'))}"),
         ("Store", "made from the source file", f"store_sha256 {_text(source.get('store_sha256'))}"),
-        ("This reconstruction", "made from the store by the command below", ""),
-    )
+    ]
+    bundle, used = f"bundle_sha256 {_text(facts.get('bundle_sha256'))}", facts.get("bundle")
+    if facts.get("fit"):
+        steps.append(("This training", "made from the store by the command below", ""))
+        steps.append(("Bundle", "the trained network, wts.h5.zip", bundle))
+    else:
+        if used is not None:
+            trained, behind = used.get("source") or {}, f"store_sha256 {_text(used.get('store_sha256'))}"
+            steps.append(("Bundle", f"the network used, trained on {_text(trained.get('name'))}", bundle))
+            steps.append(("Behind the bundle", f"its file: sha256 {_text(trained.get('sha256'))}", behind))
+        steps.append(("This reconstruction", "made from the store by the command below", ""))
     items = (
         f"<li><b>{escape(name)}</b>: {escape(text)}<br><code>{escape(digest)}</code></li>\n"
         for name, text, digest in steps

@@ -9,15 +9,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
 from pipeline.errors import BundleError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
-from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
-from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
+from pipeline.evaluation.beside import Pair, draw_beside
+from pipeline.evaluation.facts import (
+    LOSS_NAMES,
+    attributes_of,
+    bundle_config,
+    curves_of,
+    ends_of,
+    facts_of,
+    lineage_of,
+    trained_on,
+)
+from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
-from pipeline.evaluation.network import improve, open_network
+from pipeline.evaluation.network import improve
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.result import NAME, Result, write_result
+from pipeline.evaluation.sheet import save
 from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
 from pipeline.learning.canvas import CanvasTask, improved
@@ -56,25 +70,31 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     config = run.config(ReconstructConfig)
     make_deterministic(threads=config.threads)
     keep_memory()
-    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
+    bundle = _bundle_of(run)
+    probe = None if bundle is None else bundle.probe
+    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame, probe=probe)
     journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell)
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
     save(draw(picture, title=told["title"]), run.path / "report.png")
     pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
-    if "bundle" in run.facts:
-        bundle, network = open_network(Path(run.facts["bundle"]["path"]), frame_side=scene.side)
-        _refuse_other(bundle, run)
+    if bundle is not None:
+        network = bundle.network(frame_side=scene.side)
         made = improve(scene, found, config, journal, bundle=bundle, network=network)
         bundle_sha256, nll_network = bundle.sha256, made.loss
         solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
         told |= facts_of(run, config, scene, found, journal)
         told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
-        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256}
+        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256, "bundle": trained_on(bundle.lineage)}
         told["warnings"] = [*told["warnings"], *made.warnings]
-        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), run.path / "network.png")
-        pictures = {"network": run.path / "network.png", "solver alone": run.path / "report.png"}
+        judged = f"{picture.loss_name} per pixel on held-out frames: solver alone {found.chosen.loss:.4f}"
+        pair = _pair(picture, result.object)
+        save(
+            draw_beside(pair, title=told["title"], subtitle=f"{judged}, network {made.loss:.4f}"),
+            run.path / "network.png",
+        )
+        pictures = {"solver and network": run.path / "network.png", "solver alone": run.path / "report.png"}
     write_report(run.path, told, pictures)
     attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
     write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
@@ -82,7 +102,17 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     return summary(run.path)
 
 
-def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
+def _bundle_of(run: RunFolder) -> Bundle | None:
+    """The bundle that a run was begun with.
+
+    Raises
+    ------
+    BundleError
+        It is another one by now, or damaged.
+    """
+    if "bundle" not in run.facts:
+        return None
+    bundle = load_bundle(Path(run.facts["bundle"]["path"]))
     if bundle.sha256 != run.facts["bundle"]["sha256"]:
         raise BundleError(
             f"{run.facts['bundle']['path']}: its SHA-256 is {bundle.sha256}, the run was begun with "
@@ -90,6 +120,7 @@ def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
             code="run.other_bundle",
             hint="put the same bundle back, or begin a new run",
         )
+    return bundle
 
 
 def about_bundle(path: Path) -> Mapping[str, Any]:
@@ -137,10 +168,21 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
     told["title"] = f"Training on {run.facts['source']['name']}"
-    told["metrics_network"] = _compared(scene, found, replace(result, object=seen))
-    told["fit"] = {"steps": state.step, "batch_size": config.stream.batch_size, "model": config.model}
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    save(draw_losses(losses, title=told["title"]), run.path / "loss.png")
+    told["metrics_solver"] = told["metrics"]
+    told["metrics"] = _compared(scene, found, replace(result, object=seen))
+    told["fit"] = {
+        "model": config.model, "steps": state.step, "batch_size": config.stream.batch_size,
+        "order_sha256": stream.order_sha256(), **ends_of(losses),
+    }  # fmt: skip
+    pictures = {
+        "solver and network": run.path / "network.png",
+        "training loss": run.path / "loss.png",
+        "solver alone": run.path / "report.png",
+    }
+    about = f"the scan that the network was trained on, after {state.step:,} steps"
+    save(draw_beside(_pair(picture, seen), title=told["title"], subtitle=about), pictures["solver and network"])
+    save(draw_losses(losses, title=told["title"]), pictures["training loss"])
+    save(draw(picture, title=f"{told['title']}: solver alone"), pictures["solver alone"])
     staged = run.checkpoints / BUNDLE_NAME
     staged.unlink(missing_ok=True)
     told["bundle_sha256"] = save_bundle(
@@ -149,9 +191,9 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
         config=bundle_config(config, scene, found),
         weights={name: weight.detach() for name, weight in state.weights.items()},
         probe=found.held.gauge.probe_to_source(found.held.probe),
-        lineage={**lineage_of(run, scene), "orders": {"fit": stream.order_sha256()}},
+        lineage={**lineage_of(run, scene), "orders": {"fit": told["fit"]["order_sha256"]}},
     )
-    write_report(run.path, told, {"reconstruction": run.path / "report.png", "training loss": run.path / "loss.png"})
+    write_report(run.path, told, pictures)
     publish(staged, run.path / BUNDLE_NAME)
     shutil.rmtree(run.checkpoints)
     return training_summary(run)
@@ -208,6 +250,17 @@ def _told_and_drawn(
     )
 
 
+def _pair(picture: Reconstruction, network: NDArray[np.complex64]) -> Pair:
+    return Pair(
+        solver=picture.object,
+        network=network,
+        coverage=picture.coverage,
+        origin_px=picture.origin_px,
+        reference=picture.reference,
+        reference_role=picture.reference_role,
+    )
+
+
 def _compared(scene: Scene, found: Estimate, result: Result) -> Mapping[str, Any] | None:
     return compare_with(reference_of(scene, found.optics.geometry), result, role=_role(scene), used=scene.eligible)
 
@@ -257,14 +310,16 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
     Raises
     ------
     SchemaError, ConfigError, PlanError, BundleError
-        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames` and `open_network`.
+        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames`, `load_bundle` and `Bundle.network`.
     """
-    positions = check_scene(record)
+    used = None if bundle is None else load_bundle(bundle)
+    positions = check_scene(record, probe=None if used is None else used.probe)
+    if used is not None:
+        used.network(frame_side=record.arrays["diffraction"].layout.shape[1], where=str(bundle))
     refuse_darkness(record)
-    refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+    own = record.arrays["probe"].layout.shape[0] if "probe" in record.arrays else 0
+    refuse_modes(config.refine, stored=own or (0 if used is None else len(used.probe)))
     split_of(config.seed, positions, eligible_frames(record))
-    if bundle is not None:
-        open_network(bundle, frame_side=record.arrays["diffraction"].layout.shape[1])
 
 
 def summary(folder: Path) -> Mapping[str, Any]:

@@ -15,6 +15,9 @@ from pipeline.learning.checkpoint import Identity, load_checkpoint, pack_state, 
 
 State = TypeVar("State")
 Progress = Callable[[int], None]
+Hearing = Callable[[str, Mapping[str, Any]], None]
+"""Called with the name of a phase and what is noted of a pass, before it is counted: what `watch` made of its state;
+how many `passes` this sitting has made in the phase, in `wall_s` seconds, `wait_s` of them waiting for data."""
 
 SAVE_EVERY_S: Final = 2.0
 _SAVE_SHARE: Final = 0.05
@@ -46,6 +49,7 @@ class Journal:
         *,
         identity: Identity,
         tell: Callable[[str, int], Progress],
+        hear: Hearing = lambda name, noted: None,
         log: Path | None = None,
         save_every_s: float = SAVE_EVERY_S,
     ) -> None:
@@ -55,7 +59,7 @@ class Journal:
         """
         folder.mkdir(exist_ok=True)
         self._folder, self._identity = folder, identity
-        self._tell, self._save_every_s = tell, save_every_s
+        self._tell, self._hear, self._save_every_s = tell, hear, save_every_s
         self._log, self._lines, self._cut_already = log, 0, False
         self._phases: dict[str, Phase] = {}
 
@@ -100,7 +104,7 @@ class Journal:
             self._lines = max(self._lines, saved[1]["lines"])
         lines = self._lines
         advance, begun = self._tell(name, passes), _clocks(waited)
-        advance(done(state))
+        advance(begun_at := done(state))
         due_at = begun[1] + self._save_every_s
 
         def spent() -> list[float]:
@@ -120,6 +124,8 @@ class Journal:
                 self._append(name, done(following), noted)
                 # together, so that no signal finds one without the others
                 state, kept, lines = following, [*kept, noted] if noted else kept, self._lines
+                _, wall_s, wait_s = (now - start for now, start in zip(_clocks(waited), begun, strict=True))
+                self._hear(name, {**noted, "passes": done(state) - begun_at, "wall_s": wall_s, "wait_s": wait_s})
                 advance(1)
                 if time.perf_counter() > due_at:
                     due_at = save()

@@ -73,7 +73,8 @@ def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_a_training_is_a_folder_with_bundle_report_and_metrics(trained: tuple[Path, dict], store: Path) -> None:
     output, told = trained
     assert sorted(p.name for p in output.iterdir()) == [
-        "loss.png", "metrics.jsonl", "report.html", "report.json", "report.png", "run.json", "run.toml", "wts.h5.zip",
+        "loss.png", "metrics.jsonl", "network.png", "report.html", "report.json", "report.png", "run.json",
+        "run.toml", "wts.h5.zip",
     ]  # fmt: skip
     report = json.loads((output / "report.json").read_text())
     sha256 = hashlib.sha256((output / "wts.h5.zip").read_bytes()).hexdigest()
