@@ -9,13 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from pipeline.scan.staging import staged_file
+
 Facts: TypeAlias = Mapping[str, Any]
 
 UNKNOWN: Final = "unknown"
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("title", "command", "frames", "frame_shape", "frames_invalid", "photons_per_frame", "loss"), ()),
-    **dict.fromkeys(("background", "nll_held_out", "nll_floor", "frames_held_out", "r_factor", "r_factor_floor"), ()),
+    **dict.fromkeys(
+        ("background", "nll_held_out", "nll_floor", "nll_flat", "frames_held_out", "r_factor", "r_factor_floor"), ()
+    ),
     **dict.fromkeys(("data_wait_fraction", "memory_peak_bytes", "warnings"), ()),
     "source": ("name", "sha256", "store_sha256"),
     "prior": ("name", "lam"),
@@ -66,7 +70,8 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
     prior                 {name, lam}
     refine                {what, modes, asked, reason, evidence: {nll, floor, counts_per_pixel}}
     choice                [{prior, nll, iterations}]: each candidate with its loss on held-out frames
-    nll_held_out          float, per good pixel; nll_floor: float, of photon noise alone; frames_held_out: int
+    nll_held_out          float, per good pixel; nll_floor, nll_flat: float, of photon noise
+                          alone and of the flat object; frames_held_out: int
     r_factor              float; r_factor_floor: float, of photon noise alone
     metrics               {role, box_px: [[y0, y1], [x0, x1]], object: {name: float}, flat: {name: float}}
     shift_px, gain        {median, max} pixels; {min, max} of the mean
@@ -102,8 +107,9 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
         raise KeyError(f"the facts of a report lack {', '.join(missing)}")
     as_json = json.dumps(facts, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     page = _page(facts, pictures, as_json)
-    (folder / "report.json").write_text(as_json, encoding="utf-8", newline="\n")
-    (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    for name, text in (("report.json", as_json), ("report.html", page)):
+        with staged_file(folder / name, overwrite=True) as stage:
+            stage.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _missing(facts: Facts) -> Iterable[str]:
@@ -227,7 +233,8 @@ def _choice(facts: Facts) -> str:
     ]
     words = (
         f"Used: {_prior(facts['prior'])}. Each candidate was solved without the held-out frames, then had to predict "
-        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}."
+        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}; the flat object has "
+        f"{_number(facts['nll_flat'])}."
     )
     return _paragraph(words) + _table(("candidate", "held-out loss per pixel", "iterations", ""), rows, strong=least)
 
