@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 Facts: TypeAlias = Mapping[str, Any]
 
 UNKNOWN: Final = "unknown"
+REPORTS: Final = ("report.json", "report.html")
+"""What `write_report` writes."""
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("title", "command", "frames", "frame_shape", "frames_invalid", "photons_per_frame", "loss"), ()),

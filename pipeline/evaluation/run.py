@@ -16,7 +16,7 @@ from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, 
 from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
 from pipeline.evaluation.folder import RunFolder, publish
 from pipeline.evaluation.network import improve, open_network
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import REPORTS, write_report
 from pipeline.evaluation.result import NAME, Result, write_result
 from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
@@ -61,8 +61,9 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
+    stage = run.checkpoints  # what is made there is given its place when all of it is whole
+    save(draw(picture, title=told["title"]), stage / "report.png")
+    pictures, bundle_sha256, nll_network = {"reconstruction": stage / "report.png"}, None, None
     if "bundle" in run.facts:
         bundle, network = open_network(Path(run.facts["bundle"]["path"]), frame_side=scene.side)
         _refuse_other(bundle, run)
@@ -73,9 +74,10 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
         told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256}
         told["warnings"] = [*told["warnings"], *made.warnings]
-        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), run.path / "network.png")
-        pictures = {"network": run.path / "network.png", "solver alone": run.path / "report.png"}
-    write_report(run.path, told, pictures)
+        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), stage / "network.png")
+        pictures = {"network": stage / "network.png", "solver alone": stage / "report.png"}
+    write_report(stage, told, pictures)
+    publish(run, *(path.name for path in pictures.values()), *REPORTS)
     attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
     write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
     shutil.rmtree(run.checkpoints)
@@ -139,20 +141,20 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     told["title"] = f"Training on {run.facts['source']['name']}"
     told["metrics_network"] = _compared(scene, found, replace(result, object=seen))
     told["fit"] = {"steps": state.step, "batch_size": config.stream.batch_size, "model": config.model}
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    save(draw_losses(losses, title=told["title"]), run.path / "loss.png")
-    staged = run.checkpoints / BUNDLE_NAME
-    staged.unlink(missing_ok=True)
+    stage = run.checkpoints
+    save(draw(picture, title=told["title"]), stage / "report.png")
+    save(draw_losses(losses, title=told["title"]), stage / "loss.png")
+    (stage / BUNDLE_NAME).unlink(missing_ok=True)
     told["bundle_sha256"] = save_bundle(
-        staged,
+        stage / BUNDLE_NAME,
         model=config.model,
         config=bundle_config(config, scene, found),
         weights={name: weight.detach() for name, weight in state.weights.items()},
         probe=found.held.gauge.probe_to_source(found.held.probe),
         lineage={**lineage_of(run, scene), "orders": {"fit": stream.order_sha256()}},
     )
-    write_report(run.path, told, {"reconstruction": run.path / "report.png", "training loss": run.path / "loss.png"})
-    publish(staged, run.path / BUNDLE_NAME)
+    write_report(stage, told, {"reconstruction": stage / "report.png", "training loss": stage / "loss.png"})
+    publish(run, "report.png", "loss.png", *REPORTS, BUNDLE_NAME)
     shutil.rmtree(run.checkpoints)
     return training_summary(run)
 
