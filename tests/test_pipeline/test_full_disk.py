@@ -1,4 +1,4 @@
-"""A full disk ends a run in one line that says how to go on; nothing is half there, and it goes on to the same bytes."""
+"""A full disk ends a run in one line that says how to go on; nothing is half there, and it goes on to equal bytes."""
 
 from __future__ import annotations
 
