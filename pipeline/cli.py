@@ -6,6 +6,7 @@ an `Outcome`. Results go to stdout, everything else to stderr. Nothing heavy is 
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import json
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -53,6 +55,8 @@ EXTRAS = {
 EXIT_FINDINGS = 3
 EXIT_FAILED = 4
 """From this code on an outcome is a failure (`ok` is false), below it there are at most findings."""
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk, or one's share of it, is full."""
 PROGRESS_EVERY_S = 10.0
 QUICK_S = 3.0
 """What is over sooner needs no line of progress."""
@@ -233,13 +237,25 @@ def _fail(message: str, *, code: str, hint: str | None, exit_code: int, as_json:
     return exit_code
 
 
-def environment_fault(exc: OSError | MemoryError) -> EnvironmentFault:
-    """An operating system error as one of ours: no space, no memory, no permission, a failing disk (exit 8)."""
+def environment_fault(
+    exc: OSError | MemoryError, *, where: Path | None = None, resume: str | None = None
+) -> EnvironmentFault:
+    """An operating system error as one of ours: no space, no memory, no permission, a failing disk (exit 8).
+
+    Parameters
+    ----------
+    where : told where the error names no file. resume : the command that goes on afterwards.
+    """
     if isinstance(exc, MemoryError):
         return EnvironmentFault(f"not enough memory: {exc}", code="environment.no_memory")
-    where = f"{exc.filename}: " if exc.filename else ""
-    hint = "free some space or choose another disk; nothing was left under the target name" if exc.errno == 28 else None
-    return EnvironmentFault(f"{where}{exc.strerror or exc}", code="environment.os_error", hint=hint)
+    place, full = exc.filename or where, exc.errno in NO_SPACE
+    message = f"{place}: {exc.strerror or exc}" if place else str(exc.strerror or exc)
+    code = "environment.no_space" if full else "environment.os_error"
+    if resume is not None:
+        hint: str | None = f"{'free some space' if full else 'mend that'}, then go on with: {resume}"
+    else:
+        hint = "free some space or choose another disk; nothing was left under the target name" if full else None
+    return EnvironmentFault(message, code=code, hint=hint)
 
 
 @contextmanager

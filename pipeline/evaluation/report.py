@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pipeline.scan.staging import staged_file
-
 Facts: TypeAlias = Mapping[str, Any]
 
 UNKNOWN: Final = "unknown"
+REPORTS: Final = ("report.json", "report.html")
+"""What `write_report` writes."""
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("title", "command", "frames", "frame_shape", "frames_invalid", "photons_per_frame", "loss"), ()),
@@ -107,9 +107,8 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
         raise KeyError(f"the facts of a report lack {', '.join(missing)}")
     as_json = json.dumps(facts, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     page = _page(facts, pictures, as_json)
-    for name, text in (("report.json", as_json), ("report.html", page)):
-        with staged_file(folder / name, overwrite=True) as stage:
-            stage.write_text(text, encoding="utf-8", newline="\n")
+    for name, text in zip(REPORTS, (as_json, page), strict=True):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _missing(facts: Facts) -> Iterable[str]:

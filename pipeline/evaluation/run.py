@@ -29,7 +29,7 @@ from pipeline.evaluation.facts import (
 from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
 from pipeline.evaluation.network import improve
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import REPORTS, write_report
 from pipeline.evaluation.result import NAME, Result, write_result
 from pipeline.evaluation.sheet import save
 from pipeline.learning.allocator import keep_memory
@@ -77,8 +77,9 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
+    stage = run.checkpoints  # what is made there is given its place when all of it is whole
+    save(draw(picture, title=told["title"]), stage / "report.png")
+    pictures, bundle_sha256, nll_network = {"reconstruction": stage / "report.png"}, None, None
     if bundle is not None:
         network = bundle.network(frame_side=scene.side)
         made = improve(scene, found, config, journal, bundle=bundle, network=network)
@@ -92,10 +93,11 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
         pair = _pair(picture, result.object)
         save(
             draw_beside(pair, title=told["title"], subtitle=f"{judged}, network {made.loss:.4f}"),
-            run.path / "network.png",
+            stage / "network.png",
         )
-        pictures = {"solver and network": run.path / "network.png", "solver alone": run.path / "report.png"}
-    write_report(run.path, told, pictures)
+        pictures = {"solver and network": stage / "network.png", "solver alone": stage / "report.png"}
+    write_report(stage, told, pictures)
+    publish(run, *(path.name for path in pictures.values()), *REPORTS)
     attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
     write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
     shutil.rmtree(run.checkpoints)
@@ -174,27 +176,27 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
         "model": config.model, "steps": state.step, "batch_size": config.stream.batch_size,
         "order_sha256": stream.order_sha256(), **ends_of(losses),
     }  # fmt: skip
+    stage = run.checkpoints
     pictures = {
-        "solver and network": run.path / "network.png",
-        "training loss": run.path / "loss.png",
-        "solver alone": run.path / "report.png",
+        "solver and network": stage / "network.png",
+        "training loss": stage / "loss.png",
+        "solver alone": stage / "report.png",
     }
     about = f"the scan that the network was trained on, after {state.step:,} steps"
     save(draw_beside(_pair(picture, seen), title=told["title"], subtitle=about), pictures["solver and network"])
     save(draw_losses(losses, title=told["title"]), pictures["training loss"])
     save(draw(picture, title=f"{told['title']}: solver alone"), pictures["solver alone"])
-    staged = run.checkpoints / BUNDLE_NAME
-    staged.unlink(missing_ok=True)
+    (stage / BUNDLE_NAME).unlink(missing_ok=True)
     told["bundle_sha256"] = save_bundle(
-        staged,
+        stage / BUNDLE_NAME,
         model=config.model,
         config=bundle_config(config, scene, found),
         weights={name: weight.detach() for name, weight in state.weights.items()},
         probe=found.held.gauge.probe_to_source(found.held.probe),
         lineage={**lineage_of(run, scene), "orders": {"fit": told["fit"]["order_sha256"]}},
     )
-    write_report(run.path, told, pictures)
-    publish(staged, run.path / BUNDLE_NAME)
+    write_report(stage, told, pictures)
+    publish(run, *(path.name for path in pictures.values()), *REPORTS, BUNDLE_NAME)
     shutil.rmtree(run.checkpoints)
     return training_summary(run)
 

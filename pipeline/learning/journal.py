@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -162,8 +163,7 @@ class Journal:
             if not self._cut_already:
                 self._cut()
             line = json.dumps({"phase": name, "index": self._lines, "done": number, **noted}, allow_nan=False)
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_whole(self._log, f"{line}\n".encode())
         self._lines += 1
 
     def _cut(self) -> None:
@@ -177,6 +177,25 @@ class Journal:
 
     def _forget(self, name: str) -> None:
         (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append a line, or nothing of it.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the file is as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        size, left = file.tell(), memoryview(line)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _clocks(waited: Callable[[], float]) -> list[float]:

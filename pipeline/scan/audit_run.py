@@ -26,7 +26,7 @@ PARTS: Final = frozenset({DATA_NAME, RESULT_NAME, CHECKPOINTS})
 """The folders inside a run that are its own."""
 FORMAT: Final = "ptychozarr-run/1"
 _LAST: Final = {"reconstruct": RESULT_NAME, "train": BUNDLE_NAME}
-"""What a run of each kind makes last. Until it is there, the report may be half written and is made again."""
+"""What a run of each kind makes last. Until it is there, the report may be an earlier one and is made again."""
 _MAX_TEXT_BYTES: Final = 64 << 20
 
 Tell = Callable[[str, int], Callable[[int], None]]
