@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
+from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
 from pipeline.config import TrainConfig, parse_setting, resolve_config
 from pipeline.scan.options import declaration_options
 
@@ -92,8 +92,8 @@ def main(
             source, output, tree, kind="train", said=Declaration(**declared), catalog=catalog,
             command=as_typed(ctx, "pipeline.train"), check=lambda record: check_training(record, tree),
         )  # fmt: skip
-    with at_work(run):
-        found = run_training(run, tell=lambda name, n: progress(name, n, unit="step" if name == "fit" else "pass"))
+    with at_work(run), Telling(steps=("fit",)) as telling:
+        found = run_training(run, tell=telling.begin, hear=telling.hear)
     return Outcome(data=found, text=_text(found))
 
 
