@@ -82,7 +82,9 @@ def as_typed(ctx: click.Context, module: str) -> list[str]:
         values = value if parameter.multiple or parameter.nargs == -1 else [value]
         for one in values:
             option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
-            words += option if one is True else [*option, str(one)]
+            if one is False and parameter.secondary_opts:
+                option = [parameter.secondary_opts[0]]
+            words += option if isinstance(one, bool) else [*option, str(one)]
     return words
 
 

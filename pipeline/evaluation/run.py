@@ -165,7 +165,7 @@ def run_training(
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return training_summary(run)
     config = run.config(TrainConfig)
-    make_deterministic(threads=config.threads)
+    make_deterministic(threads=config.threads, strict=config.deterministic)
     keep_memory()
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
     stream, fit_config = fit_stream(run.store, config)
