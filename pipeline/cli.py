@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ VERBS = {
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
-    "catalog": ("catalogs.__main__:main", "list stores, look into one"),
+    "catalog": ("catalogs.__main__:main", "list stores and runs, look into one"),
 }
 """Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
 
@@ -73,7 +74,11 @@ Body = Callable[..., Outcome]
 
 def as_typed(ctx: click.Context, module: str) -> list[str]:
     """The command that does the same again: every argument and option that was typed, however the verb was reached."""
-    words = ["python", "-m", module]
+    return ["python", "-m", module, *(word for _, words in _typed(ctx) for word in words)]
+
+
+def _typed(ctx: click.Context) -> Iterator[tuple[str, list[str]]]:
+    """Name and words of each argument and option that was typed, arguments first."""
     for parameter in sorted(ctx.command.params, key=lambda p: isinstance(p, click.Option)):
         assert parameter.name is not None
         if ctx.get_parameter_source(parameter.name) is not ParameterSource.COMMANDLINE:
@@ -84,8 +89,7 @@ def as_typed(ctx: click.Context, module: str) -> list[str]:
             option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
             if one is False and parameter.secondary_opts:
                 option = [parameter.secondary_opts[0]]
-            words += option if isinstance(one, bool) else [*option, str(one)]
-    return words
+            yield parameter.name, option if isinstance(one, bool) else [*option, str(one)]
 
 
 def command(schema: str) -> Callable[[Body], click.Command]:
@@ -132,14 +136,13 @@ def refuse_with_resume(ctx: click.Context) -> None:
     ConfigError
     """
     ours = {"resume", "as_json", "quiet", "debug"}
-    typed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    for name in typed:
-        if name not in ours:
-            raise ConfigError(
-                f"--resume takes no other option, and here is {name.replace('_', '-')}",
-                code="config.resume",
-                hint="the run goes on with what it was begun with; begin a new one to change it",
-            )
+    others = [shlex.join(words) for name, words in _typed(ctx) if name not in ours]
+    if others:
+        raise ConfigError(
+            f"--resume takes no other option, and here {'is' if len(others) == 1 else 'are'} {' and '.join(others)}",
+            code="config.resume",
+            hint="the run goes on with what it was begun with; begin a new one to change it",
+        )
 
 
 class _Command(click.Command):

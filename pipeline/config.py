@@ -118,7 +118,7 @@ class PriorConfig:
         if self.weight is not None and self.name == "auto":
             raise ConfigError(
                 "prior.weight belongs to a kind of prior, and prior.name is auto", code="config.contradiction",
-                hint="--prior quadratic or --prior tv",
+                hint="--prior quadratic or --prior tv", keys=("prior.weight", "prior.name"),
             )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ class TrainConfig:
         if self.model == "canvas" and self.stream.gridsize != 1:
             raise ConfigError(
                 f"the model canvas works on single frames, and stream.gridsize is {self.stream.gridsize}",
-                code="config.gridsize", hint="--gridsize 1",
+                code="config.gridsize", hint="--gridsize 1", keys=("stream.gridsize", "model"),
             )  # fmt: skip
         if self.model == "canvas":
             self._refuse_for_canvas()
@@ -253,10 +253,9 @@ class TrainConfig:
         }
         for key, (asked, why) in told.items():
             if asked:
-                flag = f"--{key.removeprefix('stream.').replace('_', '-')}"
                 raise ConfigError(
-                    f"{flag} ({key}) has no meaning for the model canvas, which {why}",
-                    code="config.canvas", hint=f"leave {flag} out",
+                    f"{key} has no meaning for the model canvas, which {why}",
+                    code="config.canvas", hint="leave it out", keys=(key, "model"),
                 )  # fmt: skip
 
     @property
@@ -298,7 +297,7 @@ def _in_range(place: str, values: object, **good: bool) -> None:
     for name, holds in good.items():
         if not holds:
             key = f"{place}.{name}" if place else name
-            raise ConfigError(f"{key} = {getattr(values, name)} is out of range", code="config.range")
+            raise ConfigError(f"{key} = {getattr(values, name)} is out of range", code="config.range", keys=(key,))
 
 
 def read_toml(path: Path, *, known: Iterable[str]) -> Mapping[str, object]:
@@ -321,6 +320,8 @@ def _loads(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", code="config.toml") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}", code="config.toml") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}", code="config.toml") from exc
 
@@ -330,7 +331,7 @@ def _refuse_unknown(key: str, names: Sequence[str], *, where: str) -> None:
         return
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}"
-    raise ConfigError(f"{where}unknown key {key!r}", code="config.unknown_key", hint=hint)
+    raise ConfigError(f"{where}unknown key {key!r}", code="config.unknown_key", hint=hint, keys=(key,))
 
 
 def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapping[str, object]) -> Tree:
@@ -344,12 +345,56 @@ def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapp
     ConfigError
         A key is unknown (the nearest is suggested), a value has another type or is out of range.
     """
-    given = {} if file is None else _flat(_loads(file))
-    given |= {key: value for key, value in settings.items() if value is not None}
+    return _resolved(kind, {**_of_file(file), **_given(settings)})
+
+
+def resolve_options(
+    kind: type[Tree], *, file: Path | None, sets: Iterable[str], flags: Mapping[str, tuple[str, object]]
+) -> Tree:
+    """The tree of defaults, then of a TOML file, then of each `--set KEY=VALUE`, then of a command's own flags.
+
+    Parameters
+    ----------
+    flags : dotted key -> (flag, value); None where it was not typed.
+
+    Raises
+    ------
+    ConfigError
+        See `resolve_config`. The message begins with the file, the `--set KEY` or the flag that is to blame.
+    """
+    own = {key: _Given(value, flag) for key, (flag, value) in flags.items() if value is not None}
+    typed = {key: _Given(value, f"--set {key}") for key, value in map(parse_setting, sets)}
+    return _resolved(kind, {**_of_file(file), **typed, **own})
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value, and where it was said; "" where no person said it."""
+
+    value: object
+    said: str
+
+
+def _of_file(file: Path | None) -> dict[str, _Given]:
+    return {} if file is None else {key: _Given(value, str(file)) for key, value in _flat(_loads(file)).items()}
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, _Given]:
+    return {key: _Given(value, "") for key, value in settings.items() if value is not None}
+
+
+def _resolved(kind: type[Tree], given: Mapping[str, _Given]) -> Tree:
     known = dict(_leaves(kind))
-    for key in given:
-        _refuse_unknown(key, sorted(known), where="" if file is None else f"{file}: ")
-    return _changed(kind(), {key: _typed(key, value, known[key]) for key, value in given.items()})
+    try:
+        for key in given:
+            _refuse_unknown(key, sorted(known), where="")
+        return _changed(kind(), {key: _typed(key, one.value, known[key]) for key, one in given.items()})
+    except ConfigError as exc:
+        said = dict.fromkeys(given[key].said for key in exc.keys if key in given and given[key].said)
+        if not said:
+            raise
+        message = f"{' and '.join(said)}: {exc.message}"
+        raise ConfigError(message, code=exc.code, hint=exc.hint, keys=exc.keys) from exc
 
 
 def restore_config(kind: type[Tree], table: Mapping[str, Any]) -> Tree:
@@ -443,7 +488,7 @@ def _typed(key: str, value: object, hint: Any) -> object:
         for o in options
         if o is not types.NoneType
     ]
-    raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type")
+    raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type", keys=(key,))
 
 
 def _changed(base: Tree, values: Mapping[str, object]) -> Tree:

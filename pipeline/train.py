@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
-from pipeline.config import TrainConfig, parse_setting, resolve_config
-from pipeline.sampling.options import NAMES, given_sampling, refuse_ungrouped, sampling_options
+from pipeline.config import TrainConfig, resolve_options
+from pipeline.sampling.options import NAMES, given_sampling, refuse_ungrouped, sampling_flags, sampling_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = TrainConfig()
@@ -62,10 +62,12 @@ def main(
     that it did not use. RUN then holds wts.h5.zip, report.html, report.json and metrics.jsonl; the same inputs give
     the same bytes. A run that was stopped goes on with --resume RUN.
     """
-    settings = {
-        "model": model, "prior.name": prior, "refine.modes": modes, "refine.what": refine, "fit.steps": steps,
-        "fit.epochs": epochs, "supervised": supervised, "photons_per_frame": photons_per_frame, "seed": seed,
-        "threads": threads, "num_workers": num_workers, "deterministic": deterministic,
+    flags = {
+        "model": ("--model", model), "prior.name": ("--prior", prior), "refine.modes": ("--modes", modes),
+        "refine.what": ("--refine", refine), "fit.steps": ("--steps", steps), "fit.epochs": ("--epochs", epochs),
+        "supervised": ("--supervised", supervised), "photons_per_frame": ("--photons-per-frame", photons_per_frame),
+        "seed": ("--seed", seed), "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
+        "deterministic": ("--[no-]deterministic", deterministic),
     }  # fmt: skip
     declared = {name: value for name, value in more.items() if name not in NAMES}
     ctx = click.get_current_context()
@@ -74,11 +76,10 @@ def main(
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output RUN, or --resume RUN.", ctx)
     else:
-        given = {key: value for key, value in settings.items() if value is not None}
         sampling = given_sampling(more)
-        given |= {f"stream.{name}": value for name, value in sampling.items()}
-        tree = resolve_config(TrainConfig, file=config, settings={**dict(map(parse_setting, sets)), **given})
+        tree = resolve_options(TrainConfig, file=config, sets=sets, flags={**flags, **sampling_flags(sampling)})
         refuse_ungrouped(sampling, gridsize=tree.stream.gridsize)
+    from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import check_training, run_training
     from pipeline.scan.declaration import Declaration
@@ -94,12 +95,12 @@ def main(
         )  # fmt: skip
     with at_work(run), Telling(steps=("fit",)) as telling:
         found = run_training(run, tell=telling.begin, hear=telling.hear)
-    return Outcome(data=found, text=_text(found))
+    return Outcome(data=found, text=_text(found, in_words(found)))
 
 
-def _text(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any], words: str) -> str:
     return (
-        f"{found['run']}: trained\n"
+        f"{found['run']}: trained, {words}\n"
         f"  report  {found['run']}/report.html\n"
         f"  bundle  {found['bundle_path']}\n"
         f"bundle_sha256 {found['bundle_sha256']}"

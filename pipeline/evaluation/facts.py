@@ -26,6 +26,21 @@ LOSS_NAMES: Final = {
 }
 
 
+def in_words(found: Mapping[str, Any]) -> str:
+    """What a summary says of the estimate, for people: prior and probe, why it refined or not, losses; three lines."""
+    refined = found["refine"] != "none"
+    probe = f"{found['refine']} refined, {found['modes']} mode(s)" if refined else "as stored"
+    name = LOSS_NAMES[found["loss"]]
+    floor = "unknown" if found["nll_floor"] is None else f"{found['nll_floor']:.4f}"
+    network = found.get("nll_network")
+    beside = "" if network is None else f", with the network {network:.4f}"
+    return (
+        f"prior {found['prior']} {found['lam']:g}, probe {probe}\n"
+        f"  {'refined' if refined else 'not refined'}: {found['refine_reason']}\n"
+        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel{beside}; photon noise alone {floor}"
+    )
+
+
 def attributes_of(
     config: ReconstructConfig,
     scene: Scene,

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from pipeline.errors import (
     TargetExistsError,
     TerminatedRun,
 )
-from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, FACTS_NAME, FORMAT
+from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, DATA_NAME, FACTS_NAME, FORMAT, resuming
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
@@ -38,7 +37,6 @@ from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
 from pipeline.stream.waiting import faults_of_workers
 
-DATA_NAME: Final = "data.zarr"
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")
 """What bits depend on, besides store, configuration and bundle."""
 
@@ -209,11 +207,6 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(stale)
         else:
             stale.unlink()
-
-
-def resuming(kind: str, path: Path) -> str:
-    """The command that goes on with a run."""
-    return shlex.join(["python", "-m", f"pipeline.{kind}", "--resume", str(path)])
 
 
 def publish(staged: Path, target: Path) -> None:

@@ -9,13 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from pipeline.scan.staging import staged_file
+
 Facts: TypeAlias = Mapping[str, Any]
 
 UNKNOWN: Final = "unknown"
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("title", "command", "frames", "frame_shape", "frames_invalid", "photons_per_frame", "loss"), ()),
-    **dict.fromkeys(("background", "nll_held_out", "nll_floor", "frames_held_out", "r_factor", "r_factor_floor"), ()),
+    **dict.fromkeys(
+        ("background", "nll_held_out", "nll_floor", "nll_flat", "frames_held_out", "r_factor", "r_factor_floor"), ()
+    ),
     **dict.fromkeys(("data_wait_fraction", "memory_peak_bytes", "warnings"), ()),
     "source": ("name", "sha256", "store_sha256"),
     "prior": ("name", "lam"),
@@ -66,7 +70,8 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
     prior                 {name, lam}
     refine                {what, modes, asked, reason, evidence: {nll, floor, counts_per_pixel}}
     choice                [{prior, nll, iterations}]: each candidate with its loss on held-out frames
-    nll_held_out          float, per good pixel; nll_floor: float, of photon noise alone; frames_held_out: int
+    nll_held_out          float, per good pixel; nll_floor, nll_flat: float, of photon noise
+                          alone and of the flat object; frames_held_out: int
     r_factor              float; r_factor_floor: float, of photon noise alone
     metrics               {role, box_px: [[y0, y1], [x0, x1]], object: {name: float}, flat: {name: float}}
     shift_px, gain        {median, max} pixels; {min, max} of the mean
@@ -102,8 +107,9 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
         raise KeyError(f"the facts of a report lack {', '.join(missing)}")
     as_json = json.dumps(facts, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     page = _page(facts, pictures, as_json)
-    (folder / "report.json").write_text(as_json, encoding="utf-8", newline="\n")
-    (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    for name, text in (("report.json", as_json), ("report.html", page)):
+        with staged_file(folder / name, overwrite=True) as stage:
+            stage.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _missing(facts: Facts) -> Iterable[str]:
@@ -156,7 +162,7 @@ def _summary(facts: Facts) -> Iterable[str]:
         f"{_number(facts['frames'])} frames of {_sides(facts['frame_shape'])} pixels, {light}, were reconstructed "
         f"({_prior(facts['prior'])}, {_loss(facts)})."
     )
-    yield _refined(facts)
+    yield _refined_because(facts)
     if shift is not None:
         yield f"Positions moved by {_number(shift['median'])} px in the median, {_number(shift['max'])} px at most."
     if held_out is not None:
@@ -204,7 +210,7 @@ def _key_figures(facts: Facts) -> Iterable[tuple[str, str]]:
 def _refinement(facts: Facts) -> str:
     asked, evidence = _of(facts["refine"], "asked"), _of(facts["refine"], "evidence")
     by = "Evidence was to decide." if asked == "auto" else f"Asked for: {_words(asked)}."
-    words = _paragraph(f"{_refined(facts)} {by} Reason: {_text(_of(facts['refine'], 'reason'))}.")
+    words = _paragraph(f"{by} {_refined_because(facts)}")
     if evidence is None:
         return words
     return words + _pairs(
@@ -227,7 +233,8 @@ def _choice(facts: Facts) -> str:
     ]
     words = (
         f"Used: {_prior(facts['prior'])}. Each candidate was solved without the held-out frames, then had to predict "
-        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}."
+        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}; the flat object has "
+        f"{_number(facts['nll_flat'])}."
     )
     return _paragraph(words) + _table(("candidate", "held-out loss per pixel", "iterations", ""), rows, strong=least)
 
@@ -381,6 +388,11 @@ def _prior(prior: Facts | None) -> str:
 
 def _refined(facts: Facts) -> str:
     return _REFINED.get(_of(facts["refine"], "what"), "Whether anything was refined is unknown.")
+
+
+def _refined_because(facts: Facts) -> str:
+    """What was refined, and why or why not, in a sentence."""
+    return f"{_refined(facts).removesuffix('.')}: {_text(_of(facts['refine'], 'reason'))}."
 
 
 def _beside_noise(found: float | None, floor: float | None) -> str:

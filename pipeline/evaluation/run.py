@@ -36,11 +36,12 @@ from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
 from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
-from pipeline.learning.estimate import Estimate, estimate, refuse_modes, split_of
+from pipeline.learning.estimate import Estimate, Evidence, estimate, reason_to_refine, refuse_modes, split_of
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene, refuse_darkness
+from pipeline.scan.audit_run import open_run_record
 from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
@@ -302,13 +303,22 @@ def check_training(record: StoreRecord, config: TrainConfig) -> None:
 
 
 def training_summary(run: RunFolder) -> Mapping[str, Any]:
-    """What a whole training says about itself, read from its bundle."""
-    bundle = run.path / BUNDLE_NAME
+    """What a whole training says about itself, read from its bundle and its report."""
+    bundle, record = run.path / BUNDLE_NAME, open_run_record(run.path)
+    refine = record.report["refine"]
     return {
         "run": str(run.path),
         "bundle_path": str(bundle),
         "bundle_sha256": hashlib.sha256(bundle.read_bytes()).hexdigest(),
         "store_sha256": run.facts["store_sha256"],
+        "prior": record.report["prior"]["name"],
+        "lam": record.report["prior"]["lam"],
+        "refine": refine["what"],
+        "modes": refine["modes"],
+        "refine_reason": refine["reason"],
+        "loss": record.report["loss"],
+        "nll_solver": record.losses["solver"],
+        "nll_floor": record.losses["floor"],
     }
 
 
@@ -334,11 +344,13 @@ def summary(folder: Path) -> Mapping[str, Any]:
     """What a whole reconstruction says about itself, read from its store."""
     record = open_record(folder / NAME)
     attrs = record.attrs
+    evidence, asked = attrs["refine"]["evidence"], attrs["configuration"]["refine"]["what"]
     return {
         "output": str(folder),
         "prior": attrs["prior"]["name"],
         "lam": attrs["prior"]["lam"],
         "refine": attrs["refine"]["what"],
+        "refine_reason": reason_to_refine(asked, None if evidence is None else Evidence(**evidence)),
         "modes": attrs["refine"]["modes"],
         "loss": attrs["loss"]["name"],
         "nll_floor": attrs["nll"]["floor"],

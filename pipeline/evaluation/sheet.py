@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.planes import Planes
 from pipeline.picture import Limits, palette, phase_image
+from pipeline.scan.staging import staged_file
 
 DPI, WIDTH, PANEL, PITCH, LEFT = 200, 12.0, 2.75, 3.86, 0.72  # all lengths in inches
 TOP, SHORTEST, TALLEST, ABOVE, BELOW, PLOT = 0.85, 0.9, 4.2, 0.58, 0.5, 2.3
@@ -92,7 +93,8 @@ def map_height(planes: Planes) -> float:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the sheet as a PNG; the same sheet gives the same bytes."""
-    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+    with staged_file(path, overwrite=True) as stage:
+        figure.savefig(stage, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def printable(title: str) -> str:

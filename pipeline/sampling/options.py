@@ -28,7 +28,7 @@ def sampling_options(defaults: StreamConfig, *, batches: Sequence[str]) -> Calla
     def option(name: str, about: str, **how: Any) -> Callable[[Callable[..., Any]], Any]:
         default = getattr(defaults, name)
         shown = "" if default is None or default is False else f" [default: {default}]"
-        return click.option("--" + name.replace("_", "-"), name, default=None, help=about + shown, **how)
+        return click.option(_flag(name), name, default=None, help=about + shown, **how)
 
     options = (
         option("batch_size", "groups in a batch; with gridsize 1 a group is a frame", type=int),
@@ -54,6 +54,15 @@ def given_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in NAMES if options.get(name) is not None}
 
 
+def sampling_flags(given: Mapping[str, Any]) -> dict[str, tuple[str, object]]:
+    """Given sampling options as `resolve_options` takes them, under `stream`."""
+    return {f"stream.{name}": (_flag(name), value) for name, value in given.items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def refuse_ungrouped(given: Mapping[str, Any], *, gridsize: int) -> None:
     """Refuse options about groups of several frames where a group is one.
 
@@ -64,7 +73,7 @@ def refuse_ungrouped(given: Mapping[str, Any], *, gridsize: int) -> None:
     for name in _OF_SEVERAL:
         if name in given and gridsize == 1:
             raise ConfigError(
-                f"--{name.replace('_', '-')} says how groups of several frames are formed, and gridsize is 1",
+                f"{_flag(name)} says how groups of several frames are formed, and gridsize is 1",
                 code="config.gridsize",
                 hint="leave it out, or give --gridsize 2",
             )

@@ -18,7 +18,9 @@ import xarray as xr
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from pipeline import reconstruct, train  # noqa: E402  # behind the check that torch is there
+from catalogs.index import list_entries  # noqa: E402  # behind the check that torch is there
+from catalogs.run_page import page_data  # noqa: E402
+from pipeline import reconstruct, train  # noqa: E402
 from pipeline.learning.bundle import load_bundle  # noqa: E402
 from pipeline.scan.record import open_record  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
@@ -81,6 +83,25 @@ def test_a_training_is_a_folder_with_bundle_report_and_metrics(trained: tuple[Pa
     assert told["bundle_path"] == str(output / "wts.h5.zip")
     assert report["fit"]["steps"] == 12
     assert {"evidence", "halves 1", "halves 2", "fit"} <= {phase["name"] for phase in report["phases"]}
+
+
+def test_a_training_says_why_it_refined_or_not_and_what_the_solver_reached(trained: tuple[Path, dict]) -> None:
+    output, told = trained
+    report = json.loads((output / "report.json").read_text())
+    done = run_main(train.main, "--resume", output)  # whole already: told again
+    assert f"trained, prior {report['prior']['name']} {report['prior']['lam']:g}, probe as stored\n" in done.stdout
+    assert f"  not refined: {report['refine']['reason']}\n" in done.stdout
+    assert f"held-out frames {report['nll_held_out']:.4f} a pixel" in done.stdout
+    assert (told["refine"], told["refine_reason"]) == ("none", report["refine"]["reason"])
+
+
+def test_a_training_is_listed_with_its_losses_and_its_bundle(trained: tuple[Path, dict], store: Path) -> None:
+    output, told = trained
+    (row,) = list_entries([output])
+    assert (row.kind, row.verdict, row.problem, row.quantity) == ("training", "finished", None, "canvas, 12 steps")
+    assert (row.bundle_sha256, row.made_from) == (told["bundle_sha256"], told["store_sha256"])
+    assert row.nll_solver == json.loads((output / "report.json").read_text())["nll_held_out"]
+    assert page_data(output)["command"].startswith(f"python -m pipeline.train {store} ")
 
 
 def test_metrics_count_every_pass_and_step(trained: tuple[Path, dict]) -> None:
@@ -174,6 +195,9 @@ def test_a_bundle_improves_a_scan_beside_the_solver(trained: tuple[Path, dict], 
     )
     assert told["bundle_sha256"] == trained[1]["bundle_sha256"]
     assert told["nll_network"] is not None
+    (row,) = list_entries([tmp_path / "both"])
+    assert (row.nll_solver, row.nll_network) == (told["nll_solver"], told["nll_network"])
+    assert (row.bundle_sha256, row.store_sha256) == (told["bundle_sha256"], told["reconstruction_sha256"])
     assert {name: told[name] for name in ("prior", "lam", "nll_solver", "nll_floor")} == {
         name: alone[name] for name in ("prior", "lam", "nll_solver", "nll_floor")
     }
@@ -204,7 +228,9 @@ def test_a_network_that_is_worse_is_said_to_be(trained: tuple[Path, dict], store
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--gridsize", "2"), 2, "works on single frames"),
+        (("--gridsize", "2"), 2, "--gridsize: the model canvas works on single frames"),
+        (("--steps", "-1"), 2, "--steps: fit.steps = -1 is out of range"),
+        (("--set", "fit.warmup=-1"), 2, "--set fit.warmup: fit.warmup = -1 is out of range"),
         (("--set", "fit.step=3"), 2, "did you mean fit.steps?"),
         (("--batch-size", "40", "--cluster-size", "7"), 2, "whole clusters"),
         (("--modes", "2", "--refine", "none"), 2, "--refine probe"),
