@@ -15,12 +15,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 from click.core import ParameterSource
@@ -60,6 +60,7 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 PROGRESS_EVERY_S = 10.0
 QUICK_S = 3.0
 """What is over sooner needs no line of progress."""
+_NOTED_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +91,9 @@ def _typed(ctx: click.Context) -> Iterator[tuple[str, list[str]]]:
         values = value if parameter.multiple or parameter.nargs == -1 else [value]
         for one in values:
             option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
-            yield parameter.name, option if one is True else [*option, str(one)]
+            if one is False and parameter.secondary_opts:
+                option = [parameter.secondary_opts[0]]
+            yield parameter.name, option if isinstance(one, bool) else [*option, str(one)]
 
 
 def command(schema: str) -> Callable[[Body], click.Command]:
@@ -276,34 +279,114 @@ def terminated_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def progress(label: str, total: int, unit: str = "frame") -> Callable[[int], None]:
+class Advance(Protocol):
+    """Called with the amount just done, and a few words that stand behind it."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Count it."""
+
+    def close(self) -> None:
+        """Take what is shown off the terminal; nothing more comes."""
+
+
+def progress(label: str, total: int, unit: str = "frame") -> Advance:
     """A function to call with the amount just done: a bar on a terminal, else a line every 10 s or 10 %."""
     if not logging.getLogger().isEnabledFor(logging.INFO):
-        return lambda done: None
-    if sys.stderr.isatty():
+        return _Silence()
+    return _Bar(label, total, unit) if sys.stderr.isatty() else _Lines(label, total, unit)
+
+
+class _Silence:
+    def __call__(self, done: int, note: str = "") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, label: str, total: int, unit: str) -> None:
         from tqdm import tqdm
 
-        bar = tqdm(total=total, desc=label, unit=unit, leave=False)
+        self._bar, self._total = tqdm(total=total, desc=label, unit=unit, leave=False), total
 
-        def advance(done: int) -> None:
-            bar.update(done)
-            if bar.n >= total:
-                bar.close()
+    def __call__(self, done: int, note: str = "") -> None:
+        if note:
+            self._bar.bar_format = _NOTED_BAR
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done)
+        if self._bar.n >= self._total:
+            self.close()
 
-        return advance
-    return _progress_lines(label, total, unit)
+    def close(self) -> None:
+        self._bar.close()
 
 
-def _progress_lines(label: str, total: int, unit: str) -> Callable[[int], None]:
-    state = {"done": 0, "told": 0, "at": time.monotonic()}
-    many = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+class _Lines:
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total = label, total
+        self._many = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+        self._done, self._told, self._at = 0, 0, time.monotonic()
 
-    def advance(done: int) -> None:
-        state["done"] += done
+    def __call__(self, done: int, note: str = "") -> None:
+        self._done += done
         now = time.monotonic()
-        waited, tenth = now - state["at"], state["done"] - state["told"] >= max(1, total // 10)
+        waited, tenth = now - self._at, self._done - self._told >= max(1, self._total // 10)
         if waited > PROGRESS_EVERY_S or (tenth and waited > QUICK_S):
-            logging.info("%s: %d of %d %s", label, state["done"], total, many)
-            state.update(told=state["done"], at=now)
+            behind = f", {note}" if note else ""
+            logging.info("%s: %d of %d %s%s", self._label, self._done, self._total, self._many, behind)
+            self._told, self._at = self._done, now
 
-    return advance
+    def close(self) -> None:
+        pass
+
+
+class Telling:
+    """Progress of the phases of a run, each with its loss, speed, waiting for data and time left.
+
+    Use it as a context, so that an error finds the terminal free.
+    """
+
+    def __init__(self, *, steps: Container[str] = ()) -> None:
+        """The phases named in `steps` consist of those, all others of passes over the scan."""
+        self._steps, self._total, self._done, self._note = steps, 0, 0, ""
+        self._advance: Advance = _Silence()
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._advance.close()
+
+    def begin(self, name: str, total: int) -> Callable[[int], None]:
+        """A phase begins; a function to call with the passes or steps just done."""
+        self._total, self._done, self._note = total, 0, ""
+        self._advance.close()
+        self._advance = advance = progress(name, total, unit="step" if name in self._steps else "pass")
+
+        def told(done: int) -> None:
+            self._done += done
+            advance(done, self._note)
+
+        return told
+
+    def hear(self, noted: Mapping[str, Any]) -> None:
+        """What is known of the pass or step that is counted next.
+
+        `loss` or `held_out_loss`; `passes` made in `wall_s` seconds, `wait_s` of them waiting; `frames` in each.
+        """
+        words, loss = [], noted.get("loss", noted.get("held_out_loss"))
+        if loss is not None:
+            words.append(f"loss {loss:.4g}")
+        if noted["wall_s"] > 0:
+            speed = noted["passes"] / noted["wall_s"]
+            words.append(f"{speed * noted['frames']:,.0f} frames/s")
+            words.append(f"data wait {100 * noted['wait_s'] / noted['wall_s']:.2g} %")
+            words.append(f"{_duration((self._total - self._done - 1) / speed)} left")
+        self._note = ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

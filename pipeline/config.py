@@ -34,13 +34,17 @@ _FOUND: Final = {"setting": False}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamConfig:
-    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term."""
+    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term.
+
+    n_subsample : frames kept before anything else, drawn by the seed; None keeps all.
+    """
 
     batch_size: int = 64
     batches: BatchMode = "shuffled"
     cluster_size: int | None = None
     gridsize: int = 1
     n_groups: int | None = None
+    n_subsample: int | None = None
     neighbors: int = 7
     allow_oversampling: bool = False
     seed: int = 0
@@ -203,9 +207,13 @@ class TrainConfig:
     """A training: from a store's frames to a bundle. Fields that a reconstruction has too mean the same.
 
     model : "canvas". stream : its batches; `seed` is that of the run, `epochs` follows from the steps.
+    supervised : learn from labels; canvas has none.
+    deterministic : an operation that cannot promise its bits is an error.
     """
 
     model: ModelName = "canvas"
+    supervised: bool = False
+    deterministic: bool = True
     seed: int = 0
     threads: int = 1
     num_workers: int = 0
@@ -231,6 +239,24 @@ class TrainConfig:
                 f"the model canvas works on single frames, and stream.gridsize is {self.stream.gridsize}",
                 code="config.gridsize", hint="--gridsize 1", keys=("stream.gridsize", "model"),
             )  # fmt: skip
+        if self.model == "canvas":
+            self._refuse_for_canvas()
+
+    def _refuse_for_canvas(self) -> None:
+        """Refuse what would have no effect on a training of single frames without labels."""
+        usual = StreamConfig()
+        told = {
+            "supervised": (self.supervised, "learns from photons alone and takes no labels"),
+            "stream.n_subsample": (self.stream.n_subsample is not None, "solves with every frame of the scan"),
+            "stream.neighbors": (self.stream.neighbors != usual.neighbors, "works on single frames"),
+            "stream.allow_oversampling": (self.stream.allow_oversampling, "works on single frames"),
+        }
+        for key, (asked, why) in told.items():
+            if asked:
+                raise ConfigError(
+                    f"{key} has no meaning for the model canvas, which {why}",
+                    code="config.canvas", hint="leave it out", keys=(key, "model"),
+                )  # fmt: skip
 
     @property
     def solving(self) -> ReconstructConfig:

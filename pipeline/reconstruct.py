@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
+from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
 from pipeline.config import ReconstructConfig, resolve_options
 from pipeline.scan.options import declaration_options
 
@@ -82,8 +82,8 @@ def main(
             check=lambda record: check_reconstruction(record, tree, bundle=bundle),
             about=None if bundle is None else about_bundle(bundle),
         )  # fmt: skip
-    with at_work(run):
-        found = dict(run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass")))
+    with at_work(run), Telling() as telling:
+        found = dict(run_reconstruction(run, tell=telling.begin, hear=telling.hear))
     warnings = found.pop("warnings")
     return Outcome(data=found, text=_text(found, in_words(found)), warnings=warnings)
 

@@ -50,7 +50,13 @@ from pipeline.stream.waiting import TimedBatches
 METRICS_NAME: Final = "metrics.jsonl"
 
 
-def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
+def _ignore(noted: Mapping[str, Any]) -> None:
+    """Hear nothing."""
+
+
+def run_reconstruction(
+    run: RunFolder, *, tell: Callable[[str, int], Progress], hear: Callable[[Mapping[str, Any]], None] = _ignore
+) -> Mapping[str, Any]:
     """Carry a reconstruction on to its end; what `--json` prints. A run that is whole already is left as it is.
 
     Leaves report.json, report.html and report.png, then reconstruction.zarr, and then removes the checkpoints.
@@ -58,6 +64,7 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     Parameters
     ----------
     tell : gets the name of a phase and its number of passes; gives what is called with each number of passes done.
+    hear : gets what is noted of each pass before it is counted, see `Hearing`, and how many `frames` it reads.
 
     Raises
     ------
@@ -73,7 +80,11 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     bundle = _bundle_of(run)
     probe = None if bundle is None else bundle.probe
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame, probe=probe)
-    journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell)
+    n_frames = int(np.count_nonzero(scene.eligible))
+    journal = Journal(
+        run.checkpoints, identity=run.identity(config), tell=tell,
+        hear=lambda name, noted: hear({**noted, "frames": n_frames}),
+    )  # fmt: skip
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
@@ -136,7 +147,9 @@ def about_bundle(path: Path) -> Mapping[str, Any]:
     return {"bundle": {"path": str(path.absolute()), "sha256": load_bundle(path).sha256}}
 
 
-def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
+def run_training(
+    run: RunFolder, *, tell: Callable[[str, int], Progress], hear: Callable[[Mapping[str, Any]], None] = _ignore
+) -> Mapping[str, Any]:
     """Carry a training on to its bundle; what `--json` prints. A run that is whole already is left as it is.
 
     Leaves metrics.jsonl, report.json, report.html and pictures, then wts.h5.zip, and then removes the checkpoints.
@@ -144,6 +157,7 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     Parameters
     ----------
     tell : gets the name of a phase and its number of passes or steps; gives what is called with each number done.
+    hear : gets what is noted of each before it is counted, see `Hearing`, and how many `frames` it reads.
 
     Raises
     ------
@@ -154,12 +168,16 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return training_summary(run)
     config = run.config(TrainConfig)
-    make_deterministic(threads=config.threads)
+    make_deterministic(threads=config.threads, strict=config.deterministic)
     keep_memory()
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
-    journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell, log=run.path / METRICS_NAME)
-    found = estimate(scene, config.solving, journal)
     stream, fit_config = fit_stream(run.store, config)
+    n_frames = int(np.count_nonzero(scene.eligible))
+    journal = Journal(
+        run.checkpoints, identity=run.identity(config), tell=tell, log=run.path / METRICS_NAME,
+        hear=lambda name, noted: hear({**noted, "frames": stream.order.batch_size if name == "fit" else n_frames}),
+    )  # fmt: skip
+    found = estimate(scene, config.solving, journal)
     task = canvas_task(scene, found, config, journal)
     state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
     start = start_on(

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 import torch
 
 
-def make_deterministic(*, threads: int) -> None:
-    """The same inputs give the same bits: a fixed number of threads, an error where an operation cannot promise it."""
+def make_deterministic(*, threads: int, strict: bool = True) -> None:
+    """The same inputs give the same bits: a fixed number of threads, an error where an operation cannot promise it.
+
+    Not `strict`: no such error.
+    """
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a setter
 
 

@@ -66,8 +66,8 @@ def test_what_a_run_finds_out_itself_is_no_setting(tmp_path: Path) -> None:
 
 
 def test_what_is_not_given_stays_as_the_tree_wants_it() -> None:
-    config = resolve_config(TrainConfig, settings={"stream.neighbors": 9})
-    assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, neighbors=9))
+    config = resolve_config(TrainConfig, settings={"stream.n_groups": 9})
+    assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, n_groups=9))
     assert (config.stream.batch_size, config.stream.batches) == (192, "cluster")
 
 

@@ -235,6 +235,12 @@ def test_a_network_that_is_worse_is_said_to_be(trained: tuple[Path, dict], store
         (("--batch-size", "40", "--cluster-size", "7"), 2, "whole clusters"),
         (("--modes", "2", "--refine", "none"), 2, "--refine probe"),
         (("--model", "unet"), 2, "unet"),
+        (("--supervised",), 2, "learns from photons alone"),
+        (("--neighbors", "9"), 2, "works on single frames"),
+        (("--neighbors", "7"), 2, "gridsize is 1"),
+        (("--allow-oversampling",), 2, "works on single frames"),
+        (("--n-subsample", "50"), 2, "solves with every frame"),
+        (("--set", "stream.n_subsample=50"), 2, "solves with every frame"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_before_any_work(
@@ -244,6 +250,28 @@ def test_a_training_that_cannot_be_is_refused_before_any_work(
     assert done.returncode == code
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_operations_that_cannot_promise_their_bits_may_be_allowed(store: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    data_of(run_main(train.main, store, "--output", output, *QUICK, "--steps", "1", "--no-deterministic", "--json"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "deterministic = false" in (output / "run.toml").read_text()
+    assert "--no-deterministic" in json.loads((output / "run.json").read_text())["command"]
+    data_of(run_main(train.main, store, "--output", tmp_path / "two", *QUICK, "--steps", "1", "--json"))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert "deterministic = true" in (tmp_path / "two" / "run.toml").read_text()
+
+
+def test_fewer_groups_are_the_frames_that_batches_are_made_of(store: Path) -> None:
+    from pipeline.config import TrainConfig, resolve_config
+    from pipeline.learning.prepare import fit_stream
+
+    config = resolve_config(TrainConfig, settings={"stream.n_groups": 60, "stream.batch_size": 20, "fit.steps": 30})
+    stream, _ = fit_stream(store, config)
+    assert stream.members.shape == (60, 1)
+    assert set(stream.plan(0).frames) <= set(range(60))
+    assert len(set(stream.members[:, 0])) == 60
 
 
 def test_a_store_without_probe_is_refused(tmp_path: Path) -> None:
