@@ -210,7 +210,6 @@ class PatchConfig:
     stages : networks, one after the other. damping : of the asked-for change, in units of max |P|^2.
     earlier_weight : of the loss of every stage but the last, whose own is 1.
     leave_out_own : a frame is predicted from the patches of others alone; otherwise its noise is learned.
-    background : b in the loss, photons per pixel.
     support_energy : share of the probe's energy inside the support S; outside it the object is taken to be flat.
     """
 
@@ -218,7 +217,6 @@ class PatchConfig:
     damping: float = 0.1
     earlier_weight: float = 0.3
     leave_out_own: bool = True
-    background: float = 0.01
     support_energy: float = 0.999
 
     def __post_init__(self) -> None:
@@ -228,7 +226,6 @@ class PatchConfig:
             stages=self.stages >= 1,
             damping=0 < self.damping < math.inf,
             earlier_weight=0 <= self.earlier_weight < math.inf,
-            background=0 < self.background < math.inf,
             support_energy=0 < self.support_energy <= 1,
         )
 

@@ -1,20 +1,33 @@
-"""Patches as one object, batch after batch: only the canvas is kept, however many patches there are."""
+"""Patches as one object, batch after batch: only the canvas is kept, however many patches there are.
+
+`reassemble_aligned` is the exception: it turns the phases of all patches to each other first, and keeps them for that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pipeline.physics.forward import CanvasGeometry, pad_canvas, scatter, windows_at
+from pipeline.physics.forward import CanvasGeometry, Windows, pad_canvas, scatter, spread, windows_at
 from pipeline.physics.groups import LEVEL_WEIGHT
+
+NEIGHBOURS_WITHIN_PX: Final = 18.0
+"""Patches further apart are not compared with each other."""
+
+_PAIRS_AT_ONCE: Final = 1024
+_ORIGIN_FREE: Final = CanvasGeometry(origin=(0, 0), shape=(1, 1))
 
 
 class Placed(NamedTuple):
-    """Some patches and where they lie: (F, S, S) complex, (F, 2) float64 (y, x) object pixels."""
+    """Some patches and where they lie: (F, S, S) complex64, (F, 2) float64 (y, x) object pixels."""
 
     patches: Tensor
     positions: Tensor
@@ -24,12 +37,14 @@ class Placed(NamedTuple):
 class Reassembled:
     """An object made of patches.
 
-    object : (y, x) complex on the canvas, in the gauge of the patches; `level` where no light fell.
-    coverage : (y, x) real, what fell on each pixel: scattered sum |P|^2 / max |P|^2.
+    object : (y, x) complex64 on the canvas, in the gauge of the patches; `level` where no light fell.
+    coverage : (y, x) float32, what fell on each pixel: scattered sum |P|^2 / max |P|^2.
+    turned_rad : root mean square of the phases that patches were turned by, about their mean; None where none was.
     """
 
     object: Tensor
     coverage: Tensor
+    turned_rad: float | None = None
 
 
 def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float) -> Reassembled:
@@ -37,18 +52,94 @@ def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
 
     Parameters
     ----------
-    light : (S, S) real, sum over modes of |P|^2 / max |P|^2.
+    light : (S, S) float32, sum over modes of |P|^2 / max |P|^2.
     level : the object where no light fell.
     """
-    dtype = light.to(torch.complex64).dtype if light.dtype == torch.float32 else torch.complex128
-    num = pad_canvas(torch.zeros(geometry.shape, dtype=dtype), outside=0)
-    den = pad_canvas(torch.zeros(geometry.shape, dtype=light.dtype), outside=0)
+    num = pad_canvas(torch.zeros(geometry.shape, dtype=torch.complex64), outside=0)
+    den = pad_canvas(torch.zeros(geometry.shape), outside=0)
     for patches, positions in placed:
         windows = windows_at(positions, geometry=geometry, support=len(light), dtype=light.dtype)
         scatter(patches * light, windows, onto=num)
         scatter(light.expand(len(patches), -1, -1), windows, onto=den)
     coverage = den[1:-1, 1:-1].clone()
+    return Reassembled(object=(num[1:-1, 1:-1] + LEVEL_WEIGHT * level) / (coverage + LEVEL_WEIGHT), coverage=coverage)
+
+
+def reassemble_aligned(
+    placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
+) -> Reassembled:
+    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps all patches, 8 S^2 bytes each.
+
+    For frames that do not tell their own global phase, where the phase of an object does not follow its amplitude.
+
+    Parameters
+    ----------
+    iterations : of `agreeing_phases`.
+    """
+    batches = list(placed)
+    everything = Placed(torch.cat([batch.patches for batch in batches]), torch.cat([b.positions for b in batches]))
+    phases = agreeing_phases(everything, light, iterations=iterations)
+    turned = Placed(everything.patches * phases[:, None, None], everything.positions)
+    made = reassemble([turned], light, geometry=geometry, level=level)
+    around = phases * phases.mean().conj()
     return Reassembled(
-        object=(num[1:-1, 1:-1] + LEVEL_WEIGHT * level) / (coverage + LEVEL_WEIGHT),
-        coverage=coverage,
+        object=made.object, coverage=made.coverage, turned_rad=float(around.angle().square().mean().sqrt())
     )
+
+
+def agreeing_phases(placed: Placed, light: Tensor, *, iterations: int) -> Tensor:
+    """One unit factor per patch, with which patches agree best where they overlap. (F,) complex64.
+
+    Power iterations z <- M z / |M z| from all phases 0, M[i, j] = <o_i |P|^2, o_j |P|^2> over pixels that both see, for
+    patches up to 18 px apart. The mean phase of all patches is kept.
+    """
+    overlaps = overlap_matrix(placed, light)
+    z = np.ones(overlaps.shape[0], np.complex128)
+    for _ in range(iterations):
+        z = overlaps @ z
+        length = np.abs(z)
+        z = np.where(length > 0, z / np.where(length > 0, length, 1), 1)
+    mean = np.vdot(np.ones_like(z), z)
+    if abs(mean) > 0:
+        z = z * (mean.conjugate() / abs(mean))
+    return torch.from_numpy(z.astype(np.complex64))
+
+
+def overlap_matrix(placed: Placed, light: Tensor) -> csr_array:
+    """The inner products of neighbouring patches, Hermitian. (F, F) complex128, sparse."""
+    windows = windows_at(placed.positions, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
+    laid = spread(placed.patches * light, Windows(windows.pixels, windows.part_y, windows.part_x))
+    first, second = _pairs(placed.positions.numpy())
+    corner = placed.positions.floor().long()
+    found = [
+        _inner_products(laid, corner, first[at : at + _PAIRS_AT_ONCE], second[at : at + _PAIRS_AT_ONCE])
+        for at in range(0, len(first), _PAIRS_AT_ONCE)
+    ]
+    products = np.concatenate([np.zeros(0, np.complex128), *found])
+    own = laid.abs().double().square().sum((1, 2)).numpy().astype(np.complex128)
+    n, each = len(laid), np.arange(len(laid))
+    rows, columns = np.concatenate([first, second, each]), np.concatenate([second, first, each])
+    return csr_array((np.concatenate([products, products.conj(), own]), (rows, columns)), shape=(n, n))
+
+
+def _pairs(positions: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    pairs = cKDTree(positions).query_pairs(NEIGHBOURS_WITHIN_PX, output_type="ndarray")
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _inner_products(
+    laid: Tensor, corner: Tensor, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.complex128]:
+    """Sums of conj(first) second over the pixels of the scan's grid that both patches cover. (pair,)."""
+    side = laid.shape[-1]
+    one, other = torch.from_numpy(first), torch.from_numpy(second)
+    line = torch.arange(side)
+    there = line[None, None, :] + (corner[one] - corner[other])[:, :, None]
+    within = (there >= 0) & (there < side)
+    there = there.clamp(0, side - 1)
+    pixels = (other[:, None, None] * side + there[:, 0, :, None]) * side + there[:, 1, None, :]
+    both = within[:, 0, :, None] & within[:, 1, None, :]
+    seen = laid.reshape(-1)[pixels] * both
+    sums: NDArray[np.complex128] = (laid[one].conj() * seen).sum((1, 2), dtype=torch.complex128).numpy()
+    return sums

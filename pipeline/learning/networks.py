@@ -22,7 +22,7 @@ class UNet(nn.Module):
     def __init__(self, *, inputs: int, width: int, depth: int, bfloat16: bool = True) -> None:
         """Weights are not set: `initialise` does that. With `bfloat16`, float32 weights multiply in that precision."""
         super().__init__()
-        self.bfloat16 = bfloat16
+        self.in_bfloat16 = bfloat16
         widths = [width * 2**level for level in range(depth + 1)]
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.down_blocks = nn.ModuleList(nn.Conv2d(w, w, 3, padding=1) for w in widths[:-1])
@@ -34,7 +34,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The correction, real and imaginary part. Dtype of the weights, or bfloat16."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.in_bfloat16):
             return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -53,11 +53,12 @@ class UNet(nn.Module):
         return out
 
 
-def initialise(network: nn.Module, *, seed: int, first: int = 0) -> int:
+def initialise(network: nn.Module, *, seed: int, first: int = 0, zero_last: bool = True) -> int:
     """Set all weights from the seed: Kaiming normal for ReLU, transposed ones N(0, 1/fan_in), biases and last layer 0.
 
     He et al. 2015, "Delving deep into rectifiers". The numbers come from `seeding`, never from torch's generator.
-    `first` numbers the first layer, so that networks of one seed differ; the number after the last is returned.
+    `first` numbers the first layer, so that parts of one network differ; the number after the last is returned.
+    Without `zero_last`, the last layer of such a part is as the others.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     with torch.no_grad():
@@ -69,5 +70,6 @@ def initialise(network: nn.Module, *, seed: int, first: int = 0) -> int:
             layer.weight.copy_(torch.from_numpy(drawn))
             assert layer.bias is not None
             layer.bias.zero_()
-        layers[-1].weight.zero_()
+        if zero_last:
+            layers[-1].weight.zero_()
     return first + len(layers)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import LossName, NetworkConfig, PatchConfig
+from pipeline.errors import ConfigError
 from pipeline.learning.networks import UNet, initialise
-from pipeline.physics.forward import to_corner
+from pipeline.physics.forward import support_side, to_corner
 from pipeline.physics.gauge import BLANK, photons
 from pipeline.physics.groups import Plots, other_groups, own_group, plots_of, restitched, whole_cluster
 from pipeline.physics.patches import PatchOptics, asked_change, flat_patches, mean_amplitude, patch_loss
@@ -53,6 +54,30 @@ class PatchNetwork(nn.Module):
             )
             for stage in range(stages)
         )
+
+
+def patch_support(probe: Tensor, network: NetworkConfig, patch: PatchConfig) -> int:
+    """S: the side that holds the wanted share of the probe's energy, and that the network can take.
+
+    Parameters
+    ----------
+    probe : (mode, N, N) complex.
+
+    Raises
+    ------
+    ConfigError
+        Only more than the whole window would do.
+    """
+    multiple, side = 2**network.depth, int(probe.shape[-1])
+    support = -(-support_side(probe, energy=patch.support_energy) // multiple) * multiple
+    if support > side:
+        raise ConfigError(
+            f"network.depth = {network.depth} takes patches in multiples of {multiple} px; "
+            f"of a probe of {side} x {side} px, {support} would be needed",
+            code="patch.support",
+            hint="a smaller --set network.depth",
+        )
+    return support
 
 
 def patch_network(network: NetworkConfig, patch: PatchConfig, *, seed: int) -> PatchNetwork:
@@ -120,7 +145,7 @@ def _inputs(asked: Tensor, patches: Tensor | None, level: Tensor, optics: PatchO
 class PatchTask:
     """Everything that a training step needs besides its batch; `loss(batch, step)` is all that `fit` knows.
 
-    cluster_size : groups per cluster, consecutive in a batch.
+    background : b of the loss, photons per pixel. cluster_size : groups per cluster, consecutive in a batch.
     """
 
     network: PatchNetwork
@@ -128,6 +153,7 @@ class PatchTask:
     config: PatchConfig
     photons_scale: float
     loss_name: LossName
+    background: float
     cluster_size: int
 
     def loss(self, batch: Batch, step: int) -> Tensor:
@@ -141,7 +167,7 @@ class PatchTask:
         for number, patches in enumerate(stages, 1):
             seen = restitched(patches, members.level, plots, view, self.optics)
             loss = patch_loss(
-                seen, members.level, members.measured, self.optics, loss=self.loss_name, background=config.background
+                seen, members.level, members.measured, self.optics, loss=self.loss_name, background=self.background
             )
             total = total + (1.0 if number == len(stages) else config.earlier_weight) * loss
         return total

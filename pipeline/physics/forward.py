@@ -169,7 +169,7 @@ def extract(padded: Tensor, windows: Windows) -> Tensor:
 
 
 def between(pixels: Tensor, windows: Windows) -> Tensor:
-    """The bilinear step of `extract`: from whole pixels to where the frame stood. (B, S+1, S+1) complex -> (B, S, S)."""
+    """The bilinear step of `extract`: whole pixels to where the frame stood. (B, S+1, S+1) complex -> (B, S, S)."""
     seen = torch.view_as_real(pixels)
     seen = torch.lerp(seen[:, :-1], seen[:, 1:], windows.part_y[..., None])
     seen = torch.lerp(seen[:, :, :-1], seen[:, :, 1:], windows.part_x[..., None])

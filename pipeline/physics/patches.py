@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pipeline.config import LossName
 from pipeline.physics.forward import Optics, far_field, near_field
-from pipeline.physics.gauge import BLANK
 from pipeline.physics.losses import light_of_probe, loss_of, loss_slope, without_bad
 
 _LEAST_INTENSITY: Final = 1e-6
@@ -67,7 +66,7 @@ def patch_optics(optics: Optics) -> PatchOptics:
 
 
 def mean_amplitude(measured: Tensor, optics: PatchOptics) -> Tensor:
-    """c = sqrt(sum I / sum |FFT P|^2) over good pixels, the flat object as bright as the frame. (F, N, N) -> (F,)."""
+    """The flat object as bright as the frame, sqrt(sum I / sum |FFT P|^2) over good pixels. (F, N, N) -> (F,)."""
     light = measured if optics.bad is None else measured.masked_fill(optics.bad, 0)
     return (light.sum((1, 2)) / optics.energy).sqrt()
 
@@ -100,9 +99,7 @@ def patch_intensity(fields: Tensor) -> Tensor:
     return parts.square().sum((1, -1))
 
 
-def asked_change(
-    patches: Tensor, level: Tensor, measured: Tensor, optics: PatchOptics, *, damping: float
-) -> Tensor:
+def asked_change(patches: Tensor, level: Tensor, measured: Tensor, optics: PatchOptics, *, damping: float) -> Tensor:
     """The change of each patch that its frame asks for, differentiable by the patches. (F, S, S) complex.
 
     sum over modes of IFFT(r) conj(P) / (sum |P|^2 + damping max |P|^2), r = (A - m) F / m, m = |F| over all modes.
