@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pipeline.physics.forward import CanvasGeometry, Windows, pad_canvas, scatter, spread, windows_at
+from pipeline.physics.forward import CanvasGeometry, pad_canvas, scatter, spread, windows_at
 from pipeline.physics.groups import LEVEL_WEIGHT
 
 NEIGHBOURS_WITHIN_PX: Final = 18.0
@@ -68,7 +68,7 @@ def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
 def reassemble_aligned(
     placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
 ) -> Reassembled:
-    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps all patches, 8 S^2 bytes each.
+    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps all of them, 8 S^2 bytes each.
 
     For frames that do not tell their own global phase, where the phase of an object does not follow its amplitude.
 
@@ -94,9 +94,9 @@ def agreeing_phases(placed: Placed, light: Tensor, *, iterations: int) -> Tensor
     patches up to 18 px apart. The mean phase of all patches is kept.
     """
     overlaps = overlap_matrix(placed, light)
-    z = np.ones(overlaps.shape[0], np.complex128)
+    z: NDArray[np.complex128] = np.ones(len(placed.patches), np.complex128)
     for _ in range(iterations):
-        z = overlaps @ z
+        z = np.asarray(overlaps @ z)
         length = np.abs(z)
         z = np.where(length > 0, z / np.where(length > 0, length, 1), 1)
     mean = np.vdot(np.ones_like(z), z)
@@ -108,7 +108,7 @@ def agreeing_phases(placed: Placed, light: Tensor, *, iterations: int) -> Tensor
 def overlap_matrix(placed: Placed, light: Tensor) -> csr_array:
     """The inner products of neighbouring patches, Hermitian. (F, F) complex128, sparse."""
     windows = windows_at(placed.positions, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
-    laid = spread(placed.patches * light, Windows(windows.pixels, windows.part_y, windows.part_x))
+    laid = spread(placed.patches * light, windows)
     first, second = _pairs(placed.positions.numpy())
     corner = placed.positions.floor().long()
     found = [

@@ -8,6 +8,7 @@ first, by the positions of its members.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -66,7 +67,7 @@ class Autoencoder(nn.Module):
 
 def _ladder(channels: list[int], between: nn.Module) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(channels, channels[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(channels):
         for count in (inputs, outputs):
             layers += [nn.Conv2d(count, outputs, 3, padding=1), nn.ReLU()]
         layers.append(between)

@@ -68,7 +68,7 @@ def patch_support(probe: Tensor, network: NetworkConfig, patch: PatchConfig) -> 
     ConfigError
         Only more than the whole window would do.
     """
-    multiple, side = 2**network.depth, int(probe.shape[-1])
+    multiple, side = int(2**network.depth), int(probe.shape[-1])
     support = -(-support_side(probe, energy=patch.support_energy) // multiple) * multiple
     if support > side:
         raise ConfigError(
@@ -116,7 +116,7 @@ def unrolled(
             patches = restitched(patches, members.level, plots, view, optics)
         asked = asked_change(patches, members.level, members.measured, optics, damping=damping)
         seen = _inputs(asked, patches if number else None, members.level, optics)
-        out = stage(seen.contiguous(memory_format=torch.channels_last)).float()
+        out = stage(seen.contiguous(memory_format=torch.channels_last)).to(members.level.dtype)
         patches = patches + _CORRECTION * torch.view_as_complex(out.permute(0, 2, 3, 1).contiguous())
         found.append(patches)
     return found
