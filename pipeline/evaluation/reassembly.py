@@ -68,7 +68,7 @@ def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
 def reassemble_aligned(
     placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
 ) -> Reassembled:
-    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps all of them, 8 S^2 bytes each.
+    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps them all, 8 S^2 bytes each.
 
     For frames that do not tell their own global phase, where the phase of an object does not follow its amplitude.
 

@@ -352,10 +352,10 @@ def errors_of(name: str) -> tuple[float, float]:
 
 
 def test_perfect_patches_give_the_object_back() -> None:
-    """To what two bilinear steps blur, 1 %; the frames to 0.04 of a count's deviance a pixel (flat object: 2)."""
+    """To 0.76 %, what two bilinear steps blur; the frames to 0.0017 a pixel (flat patches: 0.085)."""
     error, loss = errors_of("nothing")
-    assert error < 0.012
-    assert loss < 0.05
+    assert error < 0.008
+    assert loss < 0.002
 
 
 @pytest.mark.parametrize(
@@ -364,5 +364,5 @@ def test_perfect_patches_give_the_object_back() -> None:
 )
 def test_any_other_geometry_is_worse(name: str) -> None:
     right, wrong = errors_of("nothing"), errors_of(name)
-    assert wrong[0] > 3 * right[0]
-    assert wrong[1] > 3 * right[1]
+    assert wrong[0] > 4 * right[0]
+    assert wrong[1] > 15 * right[1]
