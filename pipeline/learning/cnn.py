@@ -62,7 +62,8 @@ class Autoencoder(nn.Module):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.in_bfloat16):
             code = self.encoder(amplitude.contiguous(memory_format=torch.channels_last))
             modulus, angle = self.amplitude(code), self.phase(code)
-        return torch.polar(2 * BLANK * modulus.float().sigmoid(), math.pi * angle.float().tanh())
+        real = amplitude.dtype
+        return torch.polar(2 * BLANK * modulus.to(real).sigmoid(), math.pi * angle.to(real).tanh())
 
 
 def _ladder(channels: list[int], between: nn.Module) -> nn.Sequential:

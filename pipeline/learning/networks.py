@@ -38,17 +38,17 @@ class UNet(nn.Module):
             return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
+        x = self.first(x).relu_()
         skips = []
         for block, down in zip(self.down_blocks, self.down, strict=True):
-            x = x + _RESIDUAL * torch.relu(block(x))
+            x = torch.add(x, block(x).relu_(), alpha=_RESIDUAL)
             skips.append(x)
-            x = torch.relu(down(x))
+            x = down(x).relu_()
         for block in self.bottom:
-            x = x + _RESIDUAL * torch.relu(block(x))
+            x = torch.add(x, block(x).relu_(), alpha=_RESIDUAL)
         for up, block in zip(self.up, self.up_blocks, strict=True):
-            x = torch.relu(up(x) + skips.pop())
-            x = x + _RESIDUAL * torch.relu(block(x))
+            x = up(x).add_(skips.pop()).relu_()
+            x = torch.add(x, block(x).relu_(), alpha=_RESIDUAL)
         out: Tensor = self.last(x)
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_members_are_channels_in_and_out(side: int, gridsize: int) -> None:
 
 def test_it_is_as_large_as_the_classic_one() -> None:
     network = cnn_network(NetworkConfig(width=64), side=64, gridsize=1, seed=0)
-    assert sum(weight.numel() for weight in network.parameters()) == 2_253_058
+    assert sum(weight.numel() for weight in network.parameters()) == 2_252_098
 
 
 @pytest.mark.parametrize("side", [48, 62, 96])
@@ -126,19 +127,12 @@ def test_the_gradient_of_a_step_is_exact(gridsize: int) -> None:
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-def test_training_on_frames_alone_predicts_them_better(gridsize: int) -> None:
-    network = network_of(gridsize)
-    task = task_of(network)
-    batches = [batch for batch, _ in zip(stream(gridsize, seed=9), range(8), strict=False)]
-
-    def loss() -> float:
-        with torch.no_grad():
-            return sum(float(task.loss(batch, 0)) for batch in batches) / len(batches)
-
-    before = loss()
-    for _ in fit(task, stream(gridsize), FitConfig(steps=60, warmup=1, learning_rate=2e-3), start=begin_fit(network)):
-        pass
-    assert loss() < 0.97 * before
+def test_fitting_makes_the_loss_of_frames_smaller(gridsize: int) -> None:
+    network, batch = network_of(gridsize), next(iter(stream(gridsize)))
+    config = FitConfig(steps=30, warmup=1, learning_rate=4e-3)
+    states = fit(task_of(network), itertools.repeat(batch), config, start=begin_fit(network))
+    losses = [state.loss for state in states]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_weights_come_from_the_seed_alone() -> None:
