@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.physics.forward import CanvasGeometry, pad_canvas, scatter, spread, windows_at
 from pipeline.physics.groups import LEVEL_WEIGHT
+from pipeline.stream.scan_stream import Batch
 
 NEIGHBOURS_WITHIN_PX: Final = 18.0
 """Patches further apart are not compared with each other."""
@@ -31,6 +32,12 @@ class Placed(NamedTuple):
 
     patches: Tensor
     positions: Tensor
+
+
+def placed(batches: Iterable[Batch], patches_of: Callable[[Batch], Tensor]) -> Iterator[Placed]:
+    """What a network makes of each batch, where it lies. `patches_of` gives (B, C, S, S) complex64."""
+    for batch in batches:
+        yield Placed(patches_of(batch).flatten(0, 1), batch.positions.flatten(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +54,7 @@ class Reassembled:
     turned_rad: float | None = None
 
 
-def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float) -> Reassembled:
+def reassemble(pieces: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float) -> Reassembled:
     """The mean of all patches that lie on a pixel, weighted by the probe's light.
 
     Parameters
@@ -57,7 +64,7 @@ def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
     """
     num = pad_canvas(torch.zeros(geometry.shape, dtype=torch.complex64), outside=0)
     den = pad_canvas(torch.zeros(geometry.shape), outside=0)
-    for patches, positions in placed:
+    for patches, positions in pieces:
         windows = windows_at(positions, geometry=geometry, support=len(light), dtype=light.dtype)
         scatter(patches * light, windows, onto=num)
         scatter(light.expand(len(patches), -1, -1), windows, onto=den)
@@ -66,7 +73,7 @@ def reassemble(placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
 
 
 def reassemble_aligned(
-    placed: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
+    pieces: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
 ) -> Reassembled:
     """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps them all, 8 S^2 bytes each.
 
@@ -76,7 +83,7 @@ def reassemble_aligned(
     ----------
     iterations : of `agreeing_phases`.
     """
-    batches = list(placed)
+    batches = list(pieces)
     everything = Placed(torch.cat([batch.patches for batch in batches]), torch.cat([b.positions for b in batches]))
     phases = agreeing_phases(everything, light, iterations=iterations)
     turned = Placed(everything.patches * phases[:, None, None], everything.positions)
@@ -87,14 +94,14 @@ def reassemble_aligned(
     )
 
 
-def agreeing_phases(placed: Placed, light: Tensor, *, iterations: int) -> Tensor:
+def agreeing_phases(pieces: Placed, light: Tensor, *, iterations: int) -> Tensor:
     """One unit factor per patch, with which patches agree best where they overlap. (F,) complex64.
 
     Power iterations z <- M z / |M z| from all phases 0, M[i, j] = <o_i |P|^2, o_j |P|^2> over pixels that both see, for
     patches up to 18 px apart. The mean phase of all patches is kept.
     """
-    overlaps = overlap_matrix(placed, light)
-    z: NDArray[np.complex128] = np.ones(len(placed.patches), np.complex128)
+    overlaps = overlap_matrix(pieces, light)
+    z: NDArray[np.complex128] = np.ones(len(pieces.patches), np.complex128)
     for _ in range(iterations):
         z = np.asarray(overlaps @ z)
         length = np.abs(z)
@@ -105,12 +112,12 @@ def agreeing_phases(placed: Placed, light: Tensor, *, iterations: int) -> Tensor
     return torch.from_numpy(z.astype(np.complex64))
 
 
-def overlap_matrix(placed: Placed, light: Tensor) -> csr_array:
+def overlap_matrix(pieces: Placed, light: Tensor) -> csr_array:
     """The inner products of neighbouring patches, Hermitian. (F, F) complex128, sparse."""
-    windows = windows_at(placed.positions, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
-    laid = spread(placed.patches * light, windows)
-    first, second = _pairs(placed.positions.numpy())
-    corner = placed.positions.floor().long()
+    windows = windows_at(pieces.positions, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
+    laid = spread(pieces.patches * light, windows)
+    first, second = _pairs(pieces.positions.numpy())
+    corner = pieces.positions.floor().long()
     found = [
         _inner_products(laid, corner, first[at : at + _PAIRS_AT_ONCE], second[at : at + _PAIRS_AT_ONCE])
         for at in range(0, len(first), _PAIRS_AT_ONCE)

@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from pipeline.config import LossName, NetworkConfig, PatchConfig
 from pipeline.errors import ConfigError
 from pipeline.learning.networks import UNet, initialise
-from pipeline.physics.forward import support_side, to_corner
+from pipeline.physics.forward import support_side, to_centre, to_corner
 from pipeline.physics.gauge import BLANK, photons
 from pipeline.physics.groups import Plots, other_groups, own_group, plots_of, restitched, whole_cluster
-from pipeline.physics.patches import PatchOptics, asked_change, flat_patches, mean_amplitude, patch_loss
+from pipeline.physics.patches import (
+    PatchOptics,
+    asked_change,
+    flat_patches,
+    mean_amplitude,
+    patch_fields,
+    patch_intensity,
+    patch_loss,
+)
 from pipeline.stream.scan_stream import Batch
 
 _FIRST_INPUTS, _LATER_INPUTS = 5, 7
@@ -182,3 +190,19 @@ def patches_of(
         plots = plots_of(batch.positions, optics, cluster_size=1)
         patches = unrolled(network, members, optics, plots, damping=damping)[-1]
     return patches.view(*batch.indices.shape, optics.support, optics.support)
+
+
+def predicted_amplitudes(patches: Tensor, batch: Batch, optics: PatchOptics, *, photons_scale: float) -> Tensor:
+    """The frames that patches predict, those of a group stitched first. (B, C, N, N) real, as `Batch.diffraction`.
+
+    Parameters
+    ----------
+    patches : (B, C, S, S) complex, of the model `patch` or `cnn`.
+    """
+    with torch.no_grad():
+        members, seen = members_of(batch, optics, photons_scale=photons_scale), patches.flatten(0, 1)
+        if batch.indices.shape[1] > 1:
+            plots = plots_of(batch.positions, optics, cluster_size=1)
+            seen = restitched(seen, members.level, plots, own_group(plots), optics)
+        amplitude = patch_intensity(patch_fields(seen, members.level, optics)).sqrt() / photons_scale
+    return to_centre(amplitude).view_as(batch.diffraction)
