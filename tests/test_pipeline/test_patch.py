@@ -209,7 +209,7 @@ def test_the_support_is_what_the_network_can_take() -> None:
 
 @pytest.mark.parametrize("gridsize", [1, 2])
 def test_perfect_patches_predict_their_frames(gridsize: int) -> None:
-    """To what the object's blur between pixels costs where a group is stitched, 3 % of the amplitudes; 1e-4 alone."""
+    """To 0.22 % of the amplitudes, what is not flat outside the support; to 0.62 % where stitching blurs a group."""
     batch, optics = exact_batch(3, gridsize**2)
     scan = scan_of()
     full = optics_of(scan, support=24)
@@ -217,7 +217,7 @@ def test_perfect_patches_predict_their_frames(gridsize: int) -> None:
     measured = expected_intensity(truth_of(scan, full), batch.positions.reshape(-1, 2), full).sqrt()
     found = predicted_amplitudes(patches, batch, optics, photons_scale=1.0).flatten(0, 1)
     error = float((found - measured).norm() / measured.norm())
-    assert error < 0.03
+    assert error < {1: 0.0025, 2: 0.007}[gridsize]
 
 
 # --- what it learns
