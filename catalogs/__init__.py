@@ -1,1 +1,1 @@
-"""Many stores at a glance: list them, look into one."""
+"""Many stores and runs at a glance: list them, look into one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pipeline.cli import lazy_group
 
 main = lazy_group(
-    "List the stores below some folders, or look into them.",
+    "List the stores and runs below some folders, or look into them.",
     {
-        "list": ("catalogs.commands:list_stores", "one row per store"),
-        "show": ("catalogs.commands:show_stores", "one page per store"),
+        "list": ("catalogs.commands:list_items", "one row per store or run"),
+        "show": ("catalogs.commands:show_items", "one page per store or run"),
     },
 )
 

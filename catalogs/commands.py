@@ -1,4 +1,4 @@
-"""The verbs of `python -m catalogs`: metadata only, one row or one page per store."""
+"""The verbs of `python -m catalogs`: metadata only, one row or one page per store or run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from pipeline.cli import EXIT_FINDINGS, Outcome, command
 
 @command("ptychozarr.catalog-list/1")
 @click.argument("roots", nargs=-1, required=True, type=click.Path(path_type=Path))
-def list_stores(*, roots: Sequence[Path]) -> Outcome:
-    """List every store at or below ROOTS, one row each. Exit 3: a store is broken; its row says why."""
+def list_items(*, roots: Sequence[Path]) -> Outcome:
+    """List every store and every run at or below ROOTS, one row each.
+
+    A run that is not finished says how to go on with it; its own stores are part of it. Exit 3: a store or run is
+    broken; its row says why.
+    """
     from catalogs.index import list_entries
     from catalogs.table import table
 
@@ -26,15 +30,22 @@ def list_stores(*, roots: Sequence[Path]) -> Outcome:
 
 @command("ptychozarr.catalog-show/1")
 @click.argument("roots", nargs=-1, required=True, type=click.Path(path_type=Path))
-def show_stores(*, roots: Sequence[Path]) -> Outcome:
-    """Show each store at or below ROOTS: variables, units, evidence, provenance. Exit 3: a store is broken."""
-    from catalogs.index import find_stores
-    from catalogs.page import page, page_data
+def show_items(*, roots: Sequence[Path]) -> Outcome:
+    """Show each store and run at or below ROOTS.
 
-    pages = [page_data(path) for path in find_stores(roots)]
-    broken = any(one["problem"] is not None for one in pages)
-    return Outcome(
-        data={"stores": pages},
-        text="\n\n".join(page(one) for one in pages) or "no stores",
-        exit_code=EXIT_FINDINGS if broken else 0,
-    )
+    Of a store: variables, units, evidence, provenance. Of a run: what it was made from and how, losses, digests, the
+    command that repeats it or goes on with it. Exit 3: a store or run is broken.
+    """
+    from catalogs import page, run_page
+    from catalogs.index import find_items, is_run_folder
+
+    told: dict[str, list[object]] = {"stores": [], "runs": []}
+    texts, broken = [], False
+    for path in find_items(roots):
+        is_run = is_run_folder(path)
+        data = run_page.page_data(path) if is_run else page.page_data(path)
+        told["runs" if is_run else "stores"].append(data)
+        texts.append(run_page.page(data) if is_run else page.page(data))
+        broken |= data["problem"] is not None
+    text = "\n\n".join(texts) or "no stores and no runs"
+    return Outcome(data=told, text=text, exit_code=EXIT_FINDINGS if broken else 0)

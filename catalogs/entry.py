@@ -1,22 +1,29 @@
-"""One store in a list, a scan or a reconstruction: what its metadata says, or why it cannot be used. Reads no array."""
+"""One store or run in a list: what its small files say, or why it cannot be used. Reads no array and no weight."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.scan.audit_run import open_run_record
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.schema import RECONSTRUCTION_FORMAT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogEntry:
-    """A store's row. Where `problem` is set nothing else but path and name is known; unknown facts are None.
+    """A row. Where `problem` is set nothing else but path, name and kind is known; unknown facts are None.
 
-    kind : "scan", or "reconstruction" with `quantity` "object", `frame_shape` that of the frames it was found from,
-        `made_from` their store's digest, and name that of its run.
+    kind : "scan"; "training" or "reconstruction", a run, named after its folder; "run" where it cannot be told which.
+        A reconstruction's store that lies alone is one too, named after the folder it lies in.
+    verdict : of a scan "pass" or the rules it breaks; of a run "finished" or "incomplete" (`resume` goes on).
+    frame_shape : of a reconstruction or training that of the frames it is about. quantity : what is stored or was made.
+    stored_bytes, store_sha256 : of the store, or of what the run made. bundle_sha256 : made by a training, used by a
+        reconstruction. made_from : the digest of the store behind a run.
+    nll_solver, nll_network : loss per good pixel on held-out frames.
     """
 
     path: Path
@@ -36,17 +43,68 @@ class CatalogEntry:
     source_sha256: str | None = None
     store_sha256: str | None = None
     made_from: str | None = None
-    loss: float | None = None
+    bundle_sha256: str | None = None
+    nll_solver: float | None = None
+    nll_network: float | None = None
+    resume: str | None = None
 
 
-def entry_of(path: Path) -> CatalogEntry:
+def entry_of_store(path: Path) -> CatalogEntry:
     """The row of the store at `path`; a broken store is a row that says why."""
+    return _row(_store_entry, path, CatalogEntry(path=path, name=path.stem))
+
+
+def entry_of_run(path: Path) -> CatalogEntry:
+    """The row of the run at `path`; one that is damaged is a row that says why."""
+    return _row(_run_entry, path, CatalogEntry(path=path, name=path.absolute().name, kind="run"))
+
+
+def _row(read: Callable[[Path], CatalogEntry], path: Path, broken: CatalogEntry) -> CatalogEntry:
     try:
-        record = open_record(path)
-        is_object = record.attrs.get("ptychozarr_format") == RECONSTRUCTION_FORMAT
-        return _of_reconstruction(record) if is_object else _of_scan(record)
-    except PipelineError as exc:  # a list of many stores goes on; the reason is in the row
-        return CatalogEntry(path=path, name=path.stem, problem=str(exc))
+        return read(path)
+    except (PipelineError, OSError) as exc:  # a list of many goes on; the reason is in the row
+        return replace(broken, problem=str(exc))
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:  # something of a stranger under our names
+        return replace(broken, problem=f"not as it was written: {exc!r}")
+
+
+KINDS = {"train": "training", "reconstruct": "reconstruction"}
+"""What a run is called by what it does."""
+
+
+def _run_entry(path: Path) -> CatalogEntry:
+    run = open_run_record(path)
+    about = CatalogEntry(
+        path=path,
+        name=path.absolute().name,
+        kind=KINDS[run.kind],
+        verdict="finished" if run.finished else "incomplete",
+        source_name=run.source["name"],
+        source_sha256=run.source["sha256"],
+        made_from=run.store_sha256,
+        bundle_sha256=run.bundle_sha256,
+        nll_solver=run.losses["solver"],
+        nll_network=run.losses["network"],
+        resume=run.resume,
+    )
+    if not run.finished:
+        return about
+    if run.result is not None:
+        return replace(about, **_object_facts(run.result))
+    shape, fit = run.report.get("frame_shape"), run.report.get("fit") or {}
+    return replace(
+        about,
+        frames=run.report.get("frames"),
+        frame_shape=None if shape is None else (int(shape[0]), int(shape[1])),
+        quantity=f"{fit['model']}, {int(fit['steps'])} steps" if fit else None,
+        stored_bytes=(run.path / run.last).stat().st_size,
+    )
+
+
+def _store_entry(path: Path) -> CatalogEntry:
+    record = open_record(path)
+    is_object = record.attrs.get("ptychozarr_format") == RECONSTRUCTION_FORMAT
+    return _of_reconstruction(record) if is_object else _of_scan(record)
 
 
 def _of_scan(record: StoreRecord) -> CatalogEntry:
@@ -78,20 +136,29 @@ def _of_scan(record: StoreRecord) -> CatalogEntry:
 
 
 def _of_reconstruction(record: StoreRecord) -> CatalogEntry:
-    probe, obj, attrs = record.variables["probe"], record.variables["object"], record.attrs
     return CatalogEntry(
         path=record.path,
         name=record.path.absolute().parent.name,
         kind="reconstruction",
-        frames=record.variables["frame_index"].layout.shape[0],
-        frame_shape=(probe.layout.shape[1], probe.layout.shape[2]),
-        quantity="object {} x {}".format(*obj.layout.shape),
-        dtype=obj.dtype.name,
-        probe_modes=probe.layout.shape[0],
-        has_object=True,
-        stored_bytes=record.stored_bytes,
         verdict="pass",
-        store_sha256=record.store_sha256,
-        made_from=attrs["store_sha256"],
-        loss=attrs["nll"]["solver"],
+        made_from=record.attrs["store_sha256"],
+        bundle_sha256=record.attrs["bundle_sha256"],
+        nll_solver=record.attrs["nll"]["solver"],
+        nll_network=record.attrs["nll"]["network"],
+        **_object_facts(record),
     )
+
+
+def _object_facts(record: StoreRecord) -> dict[str, Any]:
+    """What the arrays of a reconstruction tell."""
+    probe, obj = record.variables["probe"], record.variables["object"]
+    return {
+        "frames": record.variables["frame_index"].layout.shape[0],
+        "frame_shape": (probe.layout.shape[1], probe.layout.shape[2]),
+        "quantity": "object {} x {}".format(*obj.layout.shape),
+        "dtype": obj.dtype.name,
+        "probe_modes": probe.layout.shape[0],
+        "has_object": True,
+        "stored_bytes": record.stored_bytes,
+        "store_sha256": record.store_sha256,
+    }

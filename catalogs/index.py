@@ -1,4 +1,4 @@
-"""Where stores are: every store below some folders, in one order."""
+"""Where stores and runs are: all of them below some folders, in one order."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from catalogs.entry import CatalogEntry, entry_of
+from catalogs.entry import CatalogEntry, entry_of_run, entry_of_store
 from pipeline.errors import NotFoundError, SourceError
+from pipeline.scan.audit_run import PARTS, holds_run
 from pipeline.scan.record import is_store
 
 
-def find_stores(roots: Iterable[Path]) -> list[Path]:
-    """Stores at or below each root, sorted within a root; folders of a store and hidden folders are not entered.
+def find_items(roots: Iterable[Path]) -> list[Path]:
+    """Stores and folders of runs at or below each root, sorted within a root.
+
+    Folders of a store, a run's own stores and hidden folders are not entered.
 
     Raises
     ------
@@ -29,15 +32,28 @@ def find_stores(roots: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _below(root: Path) -> Iterator[Path]:
-    for folder, folders, _ in os.walk(root):
-        here = Path(folder)
-        if is_store(here) or here.suffix == ".zarr":
-            folders.clear()
-            yield here
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=lambda n: Path(n).stem)
+def is_run_folder(path: Path) -> bool:
+    """Whether an item that was found is a run; else it is a store."""
+    return not _looks_like_store(path) and holds_run([inside.name for inside in path.iterdir()])
 
 
 def list_entries(roots: Iterable[Path]) -> list[CatalogEntry]:
-    """The row of every store at or below the roots."""
-    return [entry_of(path) for path in find_stores(roots)]
+    """The row of every store and run at or below the roots."""
+    return [entry_of_run(path) if is_run_folder(path) else entry_of_store(path) for path in find_items(roots)]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        here, own = Path(folder), frozenset[str]()
+        if _looks_like_store(here):
+            folders.clear()
+            yield here
+        elif holds_run([*folders, *files]):
+            own = PARTS
+            yield here
+        inside = (name for name in folders if not name.startswith(".") and name not in own)
+        folders[:] = sorted(inside, key=lambda name: Path(name).stem)
+
+
+def _looks_like_store(path: Path) -> bool:
+    return path.suffix == ".zarr" or is_store(path)

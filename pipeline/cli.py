@@ -6,18 +6,21 @@ an `Outcome`. Results go to stdout, everything else to stderr. Nothing heavy is 
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import json
 import logging
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 from click.core import ParameterSource
@@ -34,7 +37,7 @@ VERBS = {
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
-    "catalog": ("catalogs.__main__:main", "list stores, look into one"),
+    "catalog": ("catalogs.__main__:main", "list stores and runs, look into one"),
 }
 """Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
 
@@ -52,9 +55,12 @@ EXTRAS = {
 EXIT_FINDINGS = 3
 EXIT_FAILED = 4
 """From this code on an outcome is a failure (`ok` is false), below it there are at most findings."""
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk, or one's share of it, is full."""
 PROGRESS_EVERY_S = 10.0
 QUICK_S = 3.0
 """What is over sooner needs no line of progress."""
+_NOTED_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +78,11 @@ Body = Callable[..., Outcome]
 
 def as_typed(ctx: click.Context, module: str) -> list[str]:
     """The command that does the same again: every argument and option that was typed, however the verb was reached."""
-    words = ["python", "-m", module]
+    return ["python", "-m", module, *(word for _, words in _typed(ctx) for word in words)]
+
+
+def _typed(ctx: click.Context) -> Iterator[tuple[str, list[str]]]:
+    """Name and words of each argument and option that was typed, arguments first."""
     for parameter in sorted(ctx.command.params, key=lambda p: isinstance(p, click.Option)):
         assert parameter.name is not None
         if ctx.get_parameter_source(parameter.name) is not ParameterSource.COMMANDLINE:
@@ -81,8 +91,9 @@ def as_typed(ctx: click.Context, module: str) -> list[str]:
         values = value if parameter.multiple or parameter.nargs == -1 else [value]
         for one in values:
             option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
-            words += option if one is True else [*option, str(one)]
-    return words
+            if one is False and parameter.secondary_opts:
+                option = [parameter.secondary_opts[0]]
+            yield parameter.name, option if isinstance(one, bool) else [*option, str(one)]
 
 
 def command(schema: str) -> Callable[[Body], click.Command]:
@@ -129,14 +140,13 @@ def refuse_with_resume(ctx: click.Context) -> None:
     ConfigError
     """
     ours = {"resume", "as_json", "quiet", "debug"}
-    typed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    for name in typed:
-        if name not in ours:
-            raise ConfigError(
-                f"--resume takes no other option, and here is {name.replace('_', '-')}",
-                code="config.resume",
-                hint="the run goes on with what it was begun with; begin a new one to change it",
-            )
+    others = [shlex.join(words) for name, words in _typed(ctx) if name not in ours]
+    if others:
+        raise ConfigError(
+            f"--resume takes no other option, and here {'is' if len(others) == 1 else 'are'} {' and '.join(others)}",
+            code="config.resume",
+            hint="the run goes on with what it was begun with; begin a new one to change it",
+        )
 
 
 class _Command(click.Command):
@@ -230,13 +240,25 @@ def _fail(message: str, *, code: str, hint: str | None, exit_code: int, as_json:
     return exit_code
 
 
-def environment_fault(exc: OSError | MemoryError) -> EnvironmentFault:
-    """An operating system error as one of ours: no space, no memory, no permission, a failing disk (exit 8)."""
+def environment_fault(
+    exc: OSError | MemoryError, *, where: Path | None = None, resume: str | None = None
+) -> EnvironmentFault:
+    """An operating system error as one of ours: no space, no memory, no permission, a failing disk (exit 8).
+
+    Parameters
+    ----------
+    where : told where the error names no file. resume : the command that goes on afterwards.
+    """
     if isinstance(exc, MemoryError):
         return EnvironmentFault(f"not enough memory: {exc}", code="environment.no_memory")
-    where = f"{exc.filename}: " if exc.filename else ""
-    hint = "free some space or choose another disk; nothing was left under the target name" if exc.errno == 28 else None
-    return EnvironmentFault(f"{where}{exc.strerror or exc}", code="environment.os_error", hint=hint)
+    place, full = exc.filename or where, exc.errno in NO_SPACE
+    message = f"{place}: {exc.strerror or exc}" if place else str(exc.strerror or exc)
+    code = "environment.no_space" if full else "environment.os_error"
+    if resume is not None:
+        hint: str | None = f"{'free some space' if full else 'mend that'}, then go on with: {resume}"
+    else:
+        hint = "free some space or choose another disk; nothing was left under the target name" if full else None
+    return EnvironmentFault(message, code=code, hint=hint)
 
 
 @contextmanager
@@ -257,34 +279,114 @@ def terminated_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def progress(label: str, total: int, unit: str = "frame") -> Callable[[int], None]:
+class Advance(Protocol):
+    """Called with the amount just done, and a few words that stand behind it."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Count it."""
+
+    def close(self) -> None:
+        """Take what is shown off the terminal; nothing more comes."""
+
+
+def progress(label: str, total: int, unit: str = "frame") -> Advance:
     """A function to call with the amount just done: a bar on a terminal, else a line every 10 s or 10 %."""
     if not logging.getLogger().isEnabledFor(logging.INFO):
-        return lambda done: None
-    if sys.stderr.isatty():
+        return _Silence()
+    return _Bar(label, total, unit) if sys.stderr.isatty() else _Lines(label, total, unit)
+
+
+class _Silence:
+    def __call__(self, done: int, note: str = "") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, label: str, total: int, unit: str) -> None:
         from tqdm import tqdm
 
-        bar = tqdm(total=total, desc=label, unit=unit, leave=False)
+        self._bar, self._total = tqdm(total=total, desc=label, unit=unit, leave=False), total
 
-        def advance(done: int) -> None:
-            bar.update(done)
-            if bar.n >= total:
-                bar.close()
+    def __call__(self, done: int, note: str = "") -> None:
+        if note:
+            self._bar.bar_format = _NOTED_BAR
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done)
+        if self._bar.n >= self._total:
+            self.close()
 
-        return advance
-    return _progress_lines(label, total, unit)
+    def close(self) -> None:
+        self._bar.close()
 
 
-def _progress_lines(label: str, total: int, unit: str) -> Callable[[int], None]:
-    state = {"done": 0, "told": 0, "at": time.monotonic()}
-    many = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+class _Lines:
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total = label, total
+        self._many = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+        self._done, self._told, self._at = 0, 0, time.monotonic()
 
-    def advance(done: int) -> None:
-        state["done"] += done
+    def __call__(self, done: int, note: str = "") -> None:
+        self._done += done
         now = time.monotonic()
-        waited, tenth = now - state["at"], state["done"] - state["told"] >= max(1, total // 10)
+        waited, tenth = now - self._at, self._done - self._told >= max(1, self._total // 10)
         if waited > PROGRESS_EVERY_S or (tenth and waited > QUICK_S):
-            logging.info("%s: %d of %d %s", label, state["done"], total, many)
-            state.update(told=state["done"], at=now)
+            behind = f", {note}" if note else ""
+            logging.info("%s: %d of %d %s%s", self._label, self._done, self._total, self._many, behind)
+            self._told, self._at = self._done, now
 
-    return advance
+    def close(self) -> None:
+        pass
+
+
+class Telling:
+    """Progress of the phases of a run, each with its loss, speed, waiting for data and time left.
+
+    Use it as a context, so that an error finds the terminal free.
+    """
+
+    def __init__(self, *, steps: Container[str] = ()) -> None:
+        """The phases named in `steps` consist of those, all others of passes over the scan."""
+        self._steps, self._total, self._done, self._note = steps, 0, 0, ""
+        self._advance: Advance = _Silence()
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._advance.close()
+
+    def begin(self, name: str, total: int) -> Callable[[int], None]:
+        """A phase begins; a function to call with the passes or steps just done."""
+        self._total, self._done, self._note = total, 0, ""
+        self._advance.close()
+        self._advance = advance = progress(name, total, unit="step" if name in self._steps else "pass")
+
+        def told(done: int) -> None:
+            self._done += done
+            advance(done, self._note)
+
+        return told
+
+    def hear(self, noted: Mapping[str, Any]) -> None:
+        """What is known of the pass or step that is counted next.
+
+        `loss` or `held_out_loss`; `passes` made in `wall_s` seconds, `wait_s` of them waiting; `frames` in each.
+        """
+        words, loss = [], noted.get("loss", noted.get("held_out_loss"))
+        if loss is not None:
+            words.append(f"loss {loss:.4g}")
+        if noted["wall_s"] > 0:
+            speed = noted["passes"] / noted["wall_s"]
+            words.append(f"{speed * noted['frames']:,.0f} frames/s")
+            words.append(f"data wait {100 * noted['wait_s'] / noted['wall_s']:.2g} %")
+            words.append(f"{_duration((self._total - self._done - 1) / speed)} left")
+        self._note = ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

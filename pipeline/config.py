@@ -35,13 +35,17 @@ _FOUND: Final = {"setting": False}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamConfig:
-    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term."""
+    """How a scan is streamed. Counts of groups; see docs/conventions.md for every term.
+
+    n_subsample : frames kept before anything else, drawn by the seed; None keeps all.
+    """
 
     batch_size: int = 64
     batches: BatchMode = "shuffled"
     cluster_size: int | None = None
     gridsize: int = 1
     n_groups: int | None = None
+    n_subsample: int | None = None
     neighbors: int = 7
     allow_oversampling: bool = False
     seed: int = 0
@@ -115,7 +119,7 @@ class PriorConfig:
         if self.weight is not None and self.name == "auto":
             raise ConfigError(
                 "prior.weight belongs to a kind of prior, and prior.name is auto", code="config.contradiction",
-                hint="--prior quadratic or --prior tv",
+                hint="--prior quadratic or --prior tv", keys=("prior.weight", "prior.name"),
             )  # fmt: skip
 
 
@@ -235,9 +239,13 @@ class TrainConfig:
     """A training: from a store's frames to a bundle. Fields that a reconstruction has too mean the same.
 
     model : "canvas". stream : its batches; `seed` is that of the run, `epochs` follows from the steps.
+    supervised : learn from labels; canvas has none.
+    deterministic : an operation that cannot promise its bits is an error.
     """
 
     model: ModelName = "canvas"
+    supervised: bool = False
+    deterministic: bool = True
     seed: int = 0
     threads: int = 1
     num_workers: int = 0
@@ -261,10 +269,27 @@ class TrainConfig:
         if self.model == "canvas" and self.stream.gridsize != 1:
             raise ConfigError(
                 f"the model canvas works on single frames, and stream.gridsize is {self.stream.gridsize}",
-                code="config.gridsize", hint="--gridsize 1",
+                code="config.gridsize", hint="--gridsize 1", keys=("stream.gridsize", "model"),
             )  # fmt: skip
         if self.model == "canvas":
             _in_range("network", self.network, depth=self.network.depth == _CANVAS_DEPTH)
+            self._refuse_for_canvas()
+
+    def _refuse_for_canvas(self) -> None:
+        """Refuse what would have no effect on a training of single frames without labels."""
+        usual = StreamConfig()
+        told = {
+            "supervised": (self.supervised, "learns from photons alone and takes no labels"),
+            "stream.n_subsample": (self.stream.n_subsample is not None, "solves with every frame of the scan"),
+            "stream.neighbors": (self.stream.neighbors != usual.neighbors, "works on single frames"),
+            "stream.allow_oversampling": (self.stream.allow_oversampling, "works on single frames"),
+        }
+        for key, (asked, why) in told.items():
+            if asked:
+                raise ConfigError(
+                    f"{key} has no meaning for the model canvas, which {why}",
+                    code="config.canvas", hint="leave it out", keys=(key, "model"),
+                )  # fmt: skip
 
     @property
     def solving(self) -> ReconstructConfig:
@@ -305,7 +330,7 @@ def _in_range(place: str, values: object, **good: bool) -> None:
     for name, holds in good.items():
         if not holds:
             key = f"{place}.{name}" if place else name
-            raise ConfigError(f"{key} = {getattr(values, name)} is out of range", code="config.range")
+            raise ConfigError(f"{key} = {getattr(values, name)} is out of range", code="config.range", keys=(key,))
 
 
 def read_toml(path: Path, *, known: Iterable[str]) -> Mapping[str, object]:
@@ -328,6 +353,8 @@ def _loads(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file", code="config.toml") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}", code="config.toml") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}", code="config.toml") from exc
 
@@ -337,7 +364,7 @@ def _refuse_unknown(key: str, names: Sequence[str], *, where: str) -> None:
         return
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}"
-    raise ConfigError(f"{where}unknown key {key!r}", code="config.unknown_key", hint=hint)
+    raise ConfigError(f"{where}unknown key {key!r}", code="config.unknown_key", hint=hint, keys=(key,))
 
 
 def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapping[str, object]) -> Tree:
@@ -351,12 +378,67 @@ def resolve_config(kind: type[Tree], *, file: Path | None = None, settings: Mapp
     ConfigError
         A key is unknown (the nearest is suggested), a value has another type or is out of range.
     """
-    given = {} if file is None else _flat(_loads(file))
-    given |= {key: value for key, value in settings.items() if value is not None}
+    return _resolved(kind, {**_of_file(file), **_given(settings)})
+
+
+def resolve_options(
+    kind: type[Tree], *, file: Path | None, sets: Iterable[str], flags: Mapping[str, tuple[str, object]]
+) -> Tree:
+    """The tree of defaults, then of a TOML file, then of each `--set KEY=VALUE`, then of a command's own flags.
+
+    Parameters
+    ----------
+    flags : dotted key -> (flag, value); None where it was not typed.
+
+    Raises
+    ------
+    ConfigError
+        See `resolve_config`. The message begins with the file, the `--set KEY` or the flag that is to blame.
+    """
+    own = {key: _Given(value, flag) for key, (flag, value) in flags.items() if value is not None}
+    typed = {key: _Given(value, f"--set {key}") for key, value in map(parse_setting, sets)}
+    return _resolved(kind, {**_of_file(file), **typed, **own})
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value, and where it was said; "" where no person said it."""
+
+    value: object
+    said: str
+
+
+def _of_file(file: Path | None) -> dict[str, _Given]:
+    return {} if file is None else {key: _Given(value, str(file)) for key, value in _flat(_loads(file)).items()}
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, _Given]:
+    return {key: _Given(value, "") for key, value in settings.items() if value is not None}
+
+
+def _resolved(kind: type[Tree], given: Mapping[str, _Given]) -> Tree:
     known = dict(_leaves(kind))
-    for key in given:
-        _refuse_unknown(key, sorted(known), where="" if file is None else f"{file}: ")
-    return _changed(kind(), {key: _typed(key, value, known[key]) for key, value in given.items()})
+    try:
+        for key in given:
+            _refuse_unknown(key, sorted(known), where="")
+        return _changed(kind(), {key: _typed(key, one.value, known[key]) for key, one in given.items()})
+    except ConfigError as exc:
+        said = dict.fromkeys(given[key].said for key in exc.keys if key in given and given[key].said)
+        if not said:
+            raise
+        message = f"{' and '.join(said)}: {exc.message}"
+        raise ConfigError(message, code=exc.code, hint=exc.hint, keys=exc.keys) from exc
+
+
+def restore_config(kind: type[Tree], table: Mapping[str, Any]) -> Tree:
+    """The tree of a table that was made of one, `tomllib.loads(to_toml(...))`.
+
+    Raises
+    ------
+    ConfigError
+        See `resolve_config`.
+    """
+    return resolve_config(kind, settings=_flat(table))
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -439,7 +521,7 @@ def _typed(key: str, value: object, hint: Any) -> object:
         for o in options
         if o is not types.NoneType
     ]
-    raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type")
+    raise ConfigError(f"{key} = {value!r}; expected {' or '.join(wanted)}", code="config.type", keys=(key,))
 
 
 def _changed(base: Tree, values: Mapping[str, object]) -> Tree:

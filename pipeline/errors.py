@@ -51,9 +51,15 @@ def _rebuild(kind: type[PipelineError], message: str, code: str, hint: str | Non
 
 
 class ConfigError(PipelineError, ValueError):
-    """An option or configuration key is unknown, out of range or contradicts another."""
+    """An option or configuration key is unknown, out of range or contradicts another; `keys` are those concerned."""
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, code: str = "worker", hint: str | None = None, keys: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.keys = keys
 
 
 class PlanError(PipelineError, ValueError):

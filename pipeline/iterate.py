@@ -9,6 +9,7 @@ import click
 
 from pipeline.cli import Outcome, command, progress
 from pipeline.config import StreamConfig
+from pipeline.sampling.options import given_sampling, refuse_ungrouped, sampling_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = StreamConfig()
@@ -17,37 +18,23 @@ _DEFAULTS = StreamConfig()
 @command("ptychozarr.iterate/1")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--epochs", default=_DEFAULTS.epochs, show_default=True, help="how often to go through the scan")
-@click.option("--batch-size", default=_DEFAULTS.batch_size, show_default=True, help="groups in a batch")
-@click.option(
-    "--batches",
-    default=_DEFAULTS.batches,
-    show_default=True,
-    type=click.Choice(["shuffled", "cluster", "sequential"]),
-    help="how batches are made",
-)
-@click.option("--cluster-size", type=int, help="groups in a cluster [default: the batch]")
-@click.option(
-    "--gridsize", default=_DEFAULTS.gridsize, show_default=True, help="g: a group is g x g neighbouring frames"
-)
-@click.option("--n-groups", type=int, help="groups [default: one per frame]")
-@click.option(
-    "--neighbors", default=_DEFAULTS.neighbors, show_default=True, help="K: members come from this many nearest frames"
-)
-@click.option("--allow-oversampling", is_flag=True, help="more groups than frames")
+@sampling_options(_DEFAULTS, batches=["shuffled", "cluster", "sequential"])
 @click.option("--seed", default=_DEFAULTS.seed, show_default=True, help="of the order")
 @click.option("--num-workers", default=0, show_default=True, help="DataLoader workers; the order is the same for any")
 @click.option("--content-hash", is_flag=True, help="also hash every delivered byte")
 @click.option("--catalog", type=click.Path(path_type=Path), help="look SOURCE up by name here")
 @declaration_options
 def main(
-    *, source: Path, num_workers: int, content_hash: bool, catalog: Path | None, key: str | None, axes: str | None,
-    quantity: str | None, contract: str | None, positions: str | None, pixel_size_m: float | None,
-    position_origin: str | None, **options: Any,
+    *, source: Path, epochs: int, seed: int, num_workers: int, content_hash: bool, catalog: Path | None,
+    key: str | None, axes: str | None, quantity: str | None, contract: str | None, positions: str | None,
+    pixel_size_m: float | None, position_origin: str | None, **sampling: Any,
 ) -> Outcome:  # fmt: skip
     """Go through the batches of SOURCE (a store, a legacy NPZ, or a catalog's name) and say what they cost.
 
     The order hash depends on the store and the sampling options alone, never on workers or threads.
     """
+    config = StreamConfig(epochs=epochs, seed=seed, **given_sampling(sampling))
+    refuse_ungrouped(given_sampling(sampling), gridsize=config.gridsize)
     from pipeline.scan.declaration import Declaration
     from pipeline.stream.measure import iterate
     from pipeline.stream.scan_stream import ScanStream
@@ -57,8 +44,8 @@ def main(
     said = Declaration(key=key, axes=axes, quantity=quantity, contract=contract, positions=positions,
                        pixel_size_m=pixel_size_m, position_origin=position_origin)  # fmt: skip
     with opened_store(source, said, catalog=catalog) as store:
-        stream = ScanStream(store, StreamConfig(**options))
-        total = stream.plan(0).frames.size * options["epochs"] * stream.members.shape[1]
+        stream = ScanStream(store, config)
+        total = stream.plan(0).frames.size * epochs * stream.members.shape[1]
         with faults_of_workers():
             told = iterate(stream, num_workers=num_workers, content=content_hash, progress=progress(str(source), total))
         frame_bytes = 4 * stream.record.arrays["diffraction"].layout.shape[1] ** 2

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
-from pipeline.config import ReconstructConfig
+from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
+from pipeline.config import ReconstructConfig, resolve_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = ReconstructConfig()
@@ -53,10 +53,11 @@ def main(
     positions are refined. DIR then holds reconstruction.zarr, report.html and report.json; the same inputs give the
     same bytes. A run that was stopped goes on with --resume DIR.
     """
-    settings = {
-        "prior.name": prior, "solver.iterations": iterations, "refine.iterations": iterations, "refine.modes": modes,
-        "refine.what": refine, "photons_per_frame": photons_per_frame, "seed": seed, "threads": threads,
-        "num_workers": num_workers,
+    flags = {
+        "prior.name": ("--prior", prior), "solver.iterations": ("--iterations", iterations),
+        "refine.iterations": ("--iterations", iterations), "refine.modes": ("--modes", modes),
+        "refine.what": ("--refine", refine), "photons_per_frame": ("--photons-per-frame", photons_per_frame),
+        "seed": ("--seed", seed), "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
     }  # fmt: skip
     ctx = click.get_current_context()
     if resume is not None:
@@ -64,11 +65,8 @@ def main(
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output DIR, or --resume DIR.", ctx)
     else:
-        from pipeline.config import parse_setting, resolve_config
-
-        tree = resolve_config(
-            ReconstructConfig, file=config, settings={**dict(map(parse_setting, sets)), **_given(settings)}
-        )
+        tree = resolve_options(ReconstructConfig, file=config, sets=sets, flags=flags)
+    from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import about_bundle, check_reconstruction, run_reconstruction
     from pipeline.scan.declaration import Declaration
@@ -84,24 +82,15 @@ def main(
             check=lambda record: check_reconstruction(record, tree, bundle=bundle),
             about=None if bundle is None else about_bundle(bundle),
         )  # fmt: skip
-    with at_work(run):
-        found = dict(run_reconstruction(run, tell=lambda name, passes: progress(name, passes, unit="pass")))
+    with at_work(run), Telling() as telling:
+        found = dict(run_reconstruction(run, tell=telling.begin, hear=telling.hear))
     warnings = found.pop("warnings")
-    return Outcome(data=found, text=_text(found), warnings=warnings)
+    return Outcome(data=found, text=_text(found, in_words(found)), warnings=warnings)
 
 
-def _given(settings: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def _text(found: Mapping[str, Any]) -> str:
-    floor = "unknown" if found["nll_floor"] is None else f"{found['nll_floor']:.4f}"
-    name = "amplitude loss" if found["loss"] == "amplitude" else "Poisson NLL"
-    refined = "as stored" if found["refine"] == "none" else f"{found['refine']} refined, {found['modes']} mode(s)"
-    network = "" if found["nll_network"] is None else f", with the network {found['nll_network']:.4f}"
+def _text(found: Mapping[str, Any], words: str) -> str:
     return (
-        f"{found['output']}: object, prior {found['prior']} {found['lam']:g}, probe {refined}\n"
-        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel{network}; photon noise alone {floor}\n"
+        f"{found['output']}: object, {words}\n"
         f"  report  {found['output']}/report.html\n"
         f"  object  {found['output']}/reconstruction.zarr\n"
         f"reconstruction_sha256 {found['reconstruction_sha256']}"

@@ -33,6 +33,7 @@ class Purpose(StrEnum):
     HALVES = "halves"
     WEIGHTS = "weights"
     STEP = "step"
+    SUBSAMPLE = "subsample"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:

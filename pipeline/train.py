@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from pipeline.cli import Outcome, as_typed, command, progress, refuse_with_resume
-from pipeline.config import TrainConfig, parse_setting, resolve_config
+from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
+from pipeline.config import TrainConfig, resolve_options
+from pipeline.sampling.options import NAMES, given_sampling, refuse_ungrouped, sampling_flags, sampling_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = TrainConfig()
@@ -33,20 +34,16 @@ _DEFAULTS = TrainConfig()
 )
 @click.option("--steps", type=int, help=f"of the network [default: {_DEFAULTS.fit.steps}]")
 @click.option("--epochs", type=int, help="in place of steps")
-@click.option("--batch-size", type=int, help=f"frames in a batch [default: {_DEFAULTS.stream.batch_size}]")
-@click.option(
-    "--batches",
-    type=click.Choice(["shuffled", "cluster"]),
-    help=f"how batches are made [default: {_DEFAULTS.stream.batches}]",
-)
-@click.option("--cluster-size", type=int, help="frames in a cluster [default: the batch]")
-@click.option(
-    "--gridsize", type=int, help=f"of groups; canvas works on single frames [default: {_DEFAULTS.stream.gridsize}]"
-)
+@sampling_options(_DEFAULTS.stream, batches=["shuffled", "cluster"])
+@click.option("--supervised", is_flag=True, default=None, help="learn from labels; canvas takes none")
 @click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
 @click.option("--seed", type=int, help=f"of everything random [default: {_DEFAULTS.seed}]")
 @click.option("--threads", type=int, help=f"of the computation; part of the result [default: {_DEFAULTS.threads}]")
 @click.option("--num-workers", type=int, help="reading processes; no part of the result [default: 0]")
+@click.option(
+    "--deterministic/--no-deterministic", default=None,
+    help="an error where an operation cannot promise its bits [default: --deterministic]",
+)  # fmt: skip
 @click.option("--accelerator", type=click.Choice(["cpu"]), help="where to compute [default: cpu]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any setting (run.toml of another run)")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="one setting, e.g. fit.learning_rate=1e-3")
@@ -54,10 +51,10 @@ _DEFAULTS = TrainConfig()
 @declaration_options
 def main(
     *, source: Path | None, output: Path | None, resume: Path | None, model: str | None, prior: str | None,
-    modes: int | None, refine: str | None, steps: int | None, epochs: int | None, batch_size: int | None,
-    batches: str | None, cluster_size: int | None, gridsize: int | None, photons_per_frame: float | None,
-    seed: int | None, threads: int | None, num_workers: int | None, accelerator: str | None, config: Path | None,
-    sets: Sequence[str], catalog: Path | None, **declared: Any,
+    modes: int | None, refine: str | None, steps: int | None, epochs: int | None, supervised: bool | None,
+    photons_per_frame: float | None, seed: int | None, threads: int | None, num_workers: int | None,
+    deterministic: bool | None, accelerator: str | None, config: Path | None, sets: Sequence[str],
+    catalog: Path | None, **more: Any,
 ) -> Outcome:  # fmt: skip
     """Train on SOURCE (a store, a legacy NPZ, or a catalog's name) from its photons alone, no truth needed.
 
@@ -65,20 +62,24 @@ def main(
     that it did not use. RUN then holds wts.h5.zip, report.html, report.json and metrics.jsonl; the same inputs give
     the same bytes. A run that was stopped goes on with --resume RUN.
     """
-    settings = {
-        "model": model, "prior.name": prior, "refine.modes": modes, "refine.what": refine, "fit.steps": steps,
-        "fit.epochs": epochs, "stream.batch_size": batch_size, "stream.batches": batches,
-        "stream.cluster_size": cluster_size, "stream.gridsize": gridsize, "photons_per_frame": photons_per_frame,
-        "seed": seed, "threads": threads, "num_workers": num_workers,
+    flags = {
+        "model": ("--model", model), "prior.name": ("--prior", prior), "refine.modes": ("--modes", modes),
+        "refine.what": ("--refine", refine), "fit.steps": ("--steps", steps), "fit.epochs": ("--epochs", epochs),
+        "supervised": ("--supervised", supervised), "photons_per_frame": ("--photons-per-frame", photons_per_frame),
+        "seed": ("--seed", seed), "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
+        "deterministic": ("--[no-]deterministic", deterministic),
     }  # fmt: skip
+    declared = {name: value for name, value in more.items() if name not in NAMES}
     ctx = click.get_current_context()
     if resume is not None:
         refuse_with_resume(ctx)
     elif source is None or output is None:
         raise click.UsageError("Give SOURCE and --output RUN, or --resume RUN.", ctx)
     else:
-        given = {key: value for key, value in settings.items() if value is not None}
-        tree = resolve_config(TrainConfig, file=config, settings={**dict(map(parse_setting, sets)), **given})
+        sampling = given_sampling(more)
+        tree = resolve_options(TrainConfig, file=config, sets=sets, flags={**flags, **sampling_flags(sampling)})
+        refuse_ungrouped(sampling, gridsize=tree.stream.gridsize)
+    from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import check_training, run_training
     from pipeline.scan.declaration import Declaration
@@ -92,14 +93,14 @@ def main(
             source, output, tree, kind="train", said=Declaration(**declared), catalog=catalog,
             command=as_typed(ctx, "pipeline.train"), check=lambda record: check_training(record, tree),
         )  # fmt: skip
-    with at_work(run):
-        found = run_training(run, tell=lambda name, n: progress(name, n, unit="step" if name == "fit" else "pass"))
-    return Outcome(data=found, text=_text(found))
+    with at_work(run), Telling(steps=("fit",)) as telling:
+        found = run_training(run, tell=telling.begin, hear=telling.hear)
+    return Outcome(data=found, text=_text(found, in_words(found)))
 
 
-def _text(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any], words: str) -> str:
     return (
-        f"{found['run']}: trained\n"
+        f"{found['run']}: trained, {words}\n"
         f"  report  {found['run']}/report.html\n"
         f"  bundle  {found['bundle_path']}\n"
         f"bundle_sha256 {found['bundle_sha256']}"

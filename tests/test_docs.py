@@ -41,7 +41,8 @@ def commands_page() -> str:
     codes = (
         "| exit code | meaning |\n| --- | --- |\n| 0 | done, whole, verified and on disk; `inspect`: convertible |\n"
         "| 1 | failed |\n| 2 | usage: an option or a configuration key |\n"
-        "| 3 | done with findings: a member came back cast, a listed store is broken; `inspect`: needs an option |\n"
+        "| 3 | done with findings: a member came back cast, a listed store or run is broken; `inspect`: needs an option"
+        " |\n"
         "| 4 | bad or ambiguous input |\n| 5 | not found |\n| 6 | bytes differ from what was promised |\n"
         "| 7 | the target exists with other content |\n| 8 | the machine: no space, no permission, a missing extra |\n"
         "| 130, 143 | interrupted, terminated |\n"
@@ -73,6 +74,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
 def test_the_snippets_of_a_page_run_in_order(page: Path, folder: Path) -> None:
     script = "\n".join(snippets(page))
+    if "load_bundle" in script:
+        short = ("--steps", "2", "--batch-size", "64", "--set", "solver.iterations=2", "--set",
+                 "solver.start_iterations=1", "--refine", "none", "--prior", "tv", "--quiet")  # fmt: skip
+        pytest.importorskip("torch", reason="the extra `train` is not installed")
+        done = run_command("pipeline.train", folder / "demo-out/scan.zarr", "--output", folder / "RUN", *short)
+        assert done.returncode == 0, done.stderr
     if "import torch" in script or "from torch" in script:
         pytest.importorskip("torch", reason="the extra `train` is not installed")
     done = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -24,6 +24,21 @@ LOSS_NAMES: Final = {
     "poisson-background": "Poisson NLL",
     "amplitude": "amplitude loss",
 }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What a summary says of the estimate, for people: prior and probe, why it refined or not, losses; three lines."""
+    refined = found["refine"] != "none"
+    probe = f"{found['refine']} refined, {found['modes']} mode(s)" if refined else "as stored"
+    name = LOSS_NAMES[found["loss"]]
+    floor = "unknown" if found["nll_floor"] is None else f"{found['nll_floor']:.4f}"
+    network = found.get("nll_network")
+    beside = "" if network is None else f", with the network {network:.4f}"
+    return (
+        f"prior {found['prior']} {found['lam']:g}, probe {probe}\n"
+        f"  {'refined' if refined else 'not refined'}: {found['refine_reason']}\n"
+        f"  {name} on held-out frames {found['nll_solver']:.4f} a pixel{beside}; photon noise alone {floor}"
+    )
 
 
 def attributes_of(
@@ -178,3 +193,20 @@ def lineage_of(run: RunFolder, scene: Scene) -> Mapping[str, Any]:
         "source": {"name": source["name"], "sha256": source["sha256"]},
         "versions": {name: text for name, text in versions().items() if name in DECISIVE},
     }
+
+
+def trained_on(lineage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the report tells of the training behind a bundle."""
+    source = lineage.get("source") or {}
+    return {
+        "store_sha256": lineage.get("store_sha256"),
+        "source": {"name": source.get("name"), "sha256": source.get("sha256")},
+    }
+
+
+def ends_of(losses: Sequence[float]) -> Mapping[str, float | None]:
+    """The mean loss of the first and of the last fiftieth of the steps."""
+    n = max(len(losses) // 50, 1)
+    if not losses:
+        return {"loss_first": None, "loss_last": None}
+    return {"loss_first": float(np.mean(losses[:n])), "loss_last": float(np.mean(losses[-n:]))}

@@ -7,30 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.evaluation.planes import SEEN_FROM, Planes, limits_of, mean_distance, phase_limits_of, seen_part, thinned
-from pipeline.picture import Limits, colour_wheel, complex_image, palette, phase_image
+from pipeline.evaluation.sheet import (
+    BLUE,
+    DPI,
+    INK,
+    LIGHT,
+    NAME,
+    PANEL,
+    PINK,
+    PLOT,
+    SOFT,
+    TEXT,
+    WIDTH,
+    Cell,
+    Labels,
+    Panel,
+    bar,
+    colours,
+    draw_map,
+    lay_out,
+    map_axes,
+    map_height,
+    note,
+    plain,
+    plot_axes,
+    printable,
+)
+from pipeline.picture import Limits, colour_wheel, complex_image, palette
 
 Doubles: TypeAlias = NDArray[np.float64]
 
-_DPI, _WIDTH, _PANEL, _PITCH, _LEFT = 200, 12.0, 2.75, 3.86, 0.72  # all lengths in inches
-_TOP, _SHORTEST, _TALLEST, _ABOVE, _BELOW, _PLOT = 0.85, 0.9, 4.2, 0.58, 0.5, 2.3
-_INK, _SOFT, _LIGHT, _BLUE, _PINK = "#1b1f24", "#59636e", "#f0f2f5", "#0969da", "#cf226e"
-_UNSEEN: Final = (128 / 255, 128 / 255, 128 / 255)
-_TITLE, _NAME, _TEXT = 16.0, 11.0, 8.5
 _MOST_DOTS, _MOST_ARROWS, _MOST_CURVES = 20_000, 600, 12
-_STEPS: Final = (1, 2, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,31 +93,6 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Cell:
-    """A place on the sheet, in inches from its left and its top."""
-
-    sheet: Figure
-    x: float
-    y: float
-    width: float
-    height: float
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """Axes whose left top lies at (x, y) inside the cell."""
-        tall = float(self.sheet.get_figheight())
-        left, bottom = (self.x + x) / _WIDTH, 1 - (self.y + y + height) / tall
-        ax = self.sheet.add_axes((left, bottom, width / _WIDTH, height / tall))
-        ax.spines[:].set(color=_SOFT, linewidth=0.6)
-        ax.tick_params(labelsize=_TEXT, colors=_SOFT, labelcolor=_INK, length=3, width=0.6, pad=2)
-        return ax
-
-    def write(self, x: float, y: float, text: str, colour: str = _SOFT, size: float = _TEXT) -> None:
-        """Text with its baseline at (x, y) inside the cell."""
-        place = (self.x + x) / _WIDTH, 1 - (self.y + y) / float(self.sheet.get_figheight())
-        self.sheet.text(*place, text, color=colour, fontsize=size, parse_math=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Scene:
     """What every panel draws from; the limits hold for object and reference alike."""
 
@@ -110,11 +102,12 @@ class _Scene:
     phase: Limits
 
 
-Panel: TypeAlias = Callable[[_Cell, _Scene], tuple[str, str]]
-"""Draws into its cell and returns its name and its subtitle."""
+_Panel: TypeAlias = Callable[[Cell, _Scene], Labels]
+_Row: TypeAlias = tuple[float, list[tuple[int, int, _Panel]]]
 
-Row: TypeAlias = tuple[float, list[tuple[int, int, Panel]]]
-"""Height in inches, and panels with their first column and their number of columns."""
+
+def _bound(panel: _Panel, scene: _Scene) -> Panel:
+    return lambda cell: panel(cell, scene)
 
 
 def draw(reconstruction: Reconstruction, title: str) -> Figure:
@@ -127,38 +120,22 @@ def draw(reconstruction: Reconstruction, title: str) -> Figure:
     planes = seen_part(r.object, r.coverage, origin_px=r.origin_px, reference=r.reference)
     amplitude, phase = limits_of(np.abs(planes.object)), phase_limits_of(np.angle(planes.object))
     scene = _Scene(found=r, planes=planes, amplitude=amplitude, phase=phase)
-    rows = _rows(r, float(np.clip(_PANEL * planes.size[0] / planes.size[1], _SHORTEST, _TALLEST)))
-    height = _TOP + sum(tall + _ABOVE + _BELOW for tall, _ in rows)
-    sheet = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
-    head = _Cell(sheet=sheet, x=_LEFT, y=0, width=_WIDTH, height=_TOP)
-    head.write(0, 0.45, _printable(title), _INK, _TITLE)
-    head.write(0, 0.7, _subtitle(r))
-    letters, y = iter("abcdefghijklm"), _TOP
-    for tall, panels in rows:
-        for column, n_columns, panel in panels:
-            width = _PITCH * (n_columns - 1) + _PANEL
-            cell = _Cell(sheet=sheet, x=_LEFT + _PITCH * column, y=y + _ABOVE, width=width, height=tall)
-            name, below = panel(cell, scene)
-            cell.write(0, -0.28, next(letters), _BLUE, _NAME)
-            cell.write(0.17, -0.28, name[:1].upper() + name[1:], _INK, _NAME)
-            cell.write(0, -0.1, below)
-        y += tall + _ABOVE + _BELOW
-    return sheet
+    rows = _rows(r, map_height(planes))
+    return lay_out(
+        [(tall, [(first, n, _bound(panel, scene)) for first, n, panel in panels]) for tall, panels in rows],
+        title=title,
+        subtitle=_subtitle(r),
+    )
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the sheet as a PNG; the same sheet gives the same bytes."""
-    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
-
-
-def _rows(found: Reconstruction, map_height: float) -> list[Row]:
-    rows: list[Row] = [(map_height, [(0, 1, _amplitude), (1, 1, _phase), (2, 1, _coverage)])]
+def _rows(found: Reconstruction, tall: float) -> list[_Row]:
+    rows: list[_Row] = [(tall, [(0, 1, _amplitude), (1, 1, _phase), (2, 1, _coverage)])]
     if found.reference is not None:
-        rows.append((map_height, [(0, 1, _reference_amplitude), (1, 1, _reference_phase), (2, 1, _difference)]))
-    rows.append((max(map_height, _PLOT), [(0, 1, _probe), (1, 1, _shifts), (2, 1, _losses)]))
+        rows.append((tall, [(0, 1, _reference_amplitude), (1, 1, _reference_phase), (2, 1, _difference)]))
+    rows.append((max(tall, PLOT), [(0, 1, _probe), (1, 1, _shifts), (2, 1, _losses)]))
     if found.gain is None:
-        return [*rows, (_PLOT, [(0, 3, _convergence)])]
-    return [*rows, (_PLOT, [(0, 2, _convergence), (2, 1, _gain)])]
+        return [*rows, (PLOT, [(0, 3, _convergence)])]
+    return [*rows, (PLOT, [(0, 2, _convergence), (2, 1, _gain)])]
 
 
 def _subtitle(found: Reconstruction) -> str:
@@ -168,105 +145,56 @@ def _subtitle(found: Reconstruction) -> str:
     return f"{frames} · {grid} · probe modes: {n_modes}"
 
 
-def _printable(title: str) -> str:
-    """The title on one line no longer than the sheet, with "?" for what the font cannot write."""
-    font = get_font(findfont("DejaVu Sans"))
-    line = "".join(c if font.get_char_index(ord(c)) else "?" for c in " ".join(title.split()))
-    return line if len(line) <= 72 else f"{line[:47]} ... {line[-20:]}"
-
-
-def _colours(rgb: NDArray[np.uint8]) -> Colormap:
-    return ListedColormap(rgb / 255).with_extremes(bad=_UNSEEN)
-
-
-def _map_axes(cell: _Cell, scene: _Scene, background: Any) -> tuple[Axes, tuple[float, float]]:
-    """Axes of the seen part of the grid in its proportions, and their width and height in inches."""
-    tall, wide = scene.planes.size
-    zoom = min(cell.width / wide, min(cell.height, _TALLEST) / tall)
-    width, height = zoom * wide, zoom * tall
-    ax = cell.axes(0, 0, width, height)
-    left, right, bottom, top = scene.planes.extent
-    ax.set(xlim=(left, right), ylim=(bottom, top), facecolor=background)
-    ax.set_xlabel("x, px", fontsize=_TEXT, color=_SOFT, loc="right", labelpad=1)
-    ax.set_ylabel("y, px", fontsize=_TEXT, color=_SOFT, loc="top", labelpad=1)
-    for axis, length in ((ax.xaxis, width), (ax.yaxis, height)):
-        axis.set_major_locator(MaxNLocator(max(1, round(length / 0.5)), steps=_STEPS, integer=True, min_n_ticks=1))
-        axis.set_visible(length > 0.4)  # room for a number
-    return ax, (width, height)
-
-
-def _bar(cell: _Cell, panel: tuple[float, float], cmap: Colormap, limits: Limits) -> None:
-    """A colour bar to the right of a panel of these width and height."""
-    ax = cell.axes(panel[0] + 0.09, 0, 0.1, max(panel[1], _SHORTEST))
-    cell.sheet.colorbar(ScalarMappable(Normalize(*limits), cmap), cax=ax)
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-    ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-    ax.spines[:].set_visible(False)
-
-
-def _map(cell: _Cell, scene: _Scene, values: NDArray[Any], limits: Limits) -> Axes:
-    """Values on the palette with their bar; phases that wrap in the colours of the wheel."""
-    wraps = limits == (-np.pi, np.pi)
-    cmap = _colours(phase_image(np.linspace(-np.pi, np.pi, 256)[None])[0] if wraps else palette())
-    ax, panel = _map_axes(cell, scene, _UNSEEN)
-    known = np.ma.masked_invalid(values)
-    ax.imshow(known, cmap=cmap, norm=Normalize(*limits), extent=scene.planes.extent, aspect="auto")
-    if known.count() == 0:
-        _note(ax, "nothing seen", "white")
-    _bar(cell, panel, cmap, limits)
-    return ax
-
-
-def _amplitude(cell: _Cell, scene: _Scene) -> tuple[str, str]:
-    _map(cell, scene, np.abs(scene.planes.object), scene.amplitude)
+def _amplitude(cell: Cell, scene: _Scene) -> Labels:
+    draw_map(cell, scene.planes, np.abs(scene.planes.object), scene.amplitude)
     return "Object, amplitude", "grey: less than 10 % of the largest coverage"
 
 
-def _phase(cell: _Cell, scene: _Scene) -> tuple[str, str]:
-    _map(cell, scene, np.angle(scene.planes.object), scene.phase)
+def _phase(cell: Cell, scene: _Scene) -> Labels:
+    draw_map(cell, scene.planes, np.angle(scene.planes.object), scene.phase)
     return "Object, phase", "rad, relative to its mean"
 
 
-def _reference_amplitude(cell: _Cell, scene: _Scene) -> tuple[str, str]:
-    _map(cell, scene, np.abs(scene.planes.reference), scene.amplitude)
+def _reference_amplitude(cell: Cell, scene: _Scene) -> Labels:
+    draw_map(cell, scene.planes, np.abs(scene.planes.reference), scene.amplitude)
     return f"{scene.found.reference_role}, amplitude", "scaled to the object by least squares"
 
 
-def _reference_phase(cell: _Cell, scene: _Scene) -> tuple[str, str]:
-    _map(cell, scene, np.angle(scene.planes.reference), scene.phase)
+def _reference_phase(cell: Cell, scene: _Scene) -> Labels:
+    draw_map(cell, scene.planes, np.angle(scene.planes.reference), scene.phase)
     return f"{scene.found.reference_role}, phase", "rad, turned to the object by least squares"
 
 
-def _difference(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _difference(cell: Cell, scene: _Scene) -> Labels:
     reference = scene.planes.reference
     known = np.isfinite(reference)
     rms = float(np.sqrt(np.mean(np.abs(reference[known]) ** 2))) if known.any() else 0.0
     relative = np.abs(scene.planes.object - reference) / (rms or 1.0)
-    _map(cell, scene, relative, (0.0, limits_of(relative)[1]))
+    draw_map(cell, scene.planes, relative, (0.0, limits_of(relative)[1]))
     whole = f"rms {np.sqrt(np.mean(relative[known] ** 2)):.3g}" if rms else "unknown"
     role = scene.found.reference_role
     return f"Object minus {role}, modulus", f"relative to the rms of the {role}: {whole}"
 
 
-def _coverage(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _coverage(cell: Cell, scene: _Scene) -> Labels:
     coverage, (left, right, bottom, top) = scene.planes.coverage, scene.planes.extent
-    ax = _map(cell, scene, coverage, (0.0, 1.0))
+    ax = draw_map(cell, scene.planes, coverage, (0.0, 1.0))
     _dots(ax, scene, thinned(scene.found.positions, _MOST_DOTS), 0.3, color="white")
     known = np.ma.masked_invalid(coverage)
     if min(coverage.shape) > 1 and known.count() and known.min() < SEEN_FROM < known.max():
         y, x = ((np.arange(n) + 0.5) / n for n in coverage.shape)
-        ax.contour(left + (right - left) * x, top + (bottom - top) * y, known, [SEEN_FROM], colors=_PINK, linewidths=1)
+        ax.contour(left + (right - left) * x, top + (bottom - top) * y, known, [SEEN_FROM], colors=PINK, linewidths=1)
     return "Coverage and scan positions", "light on a pixel over its largest; line: 10 %"
 
 
 def _dots(ax: Axes, scene: _Scene, positions: Doubles, size: float, **how: Any) -> None:
     """Positions as dots as wide as `size` times the mean distance in the scan, at least 1.2 and at most 8 points."""
-    points_per_px = 72 * _WIDTH * ax.get_position().width / scene.planes.size[1]
+    points_per_px = 72 * WIDTH * ax.get_position().width / scene.planes.size[1]
     wide = float(np.clip(size * points_per_px * mean_distance(scene.found.positions), 1.2, 8.0))
     ax.scatter(positions[:, 1], positions[:, 0], s=wide**2, linewidths=0, **how)
 
 
-def _probe(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _probe(cell: Cell, scene: _Scene) -> Labels:
     probe, side = scene.found.probe, scene.found.probe.shape[-1]
     power = np.nansum(np.abs(probe.astype(np.complex128)) ** 2, axis=(1, 2))
     centre = slice(side // 4, side - side // 4)
@@ -274,7 +202,7 @@ def _probe(cell: _Cell, scene: _Scene) -> tuple[str, str]:
     shown = probe[:, centre, centre] if inner > 0.99 * power.sum() else probe
     n_columns, gap, line = {1: 1, 2: 2, 3: 2, 4: 2}.get(len(probe), 3), 0.1, 0.2
     n_rows = -(-len(probe) // n_columns)
-    tile = min((cell.width + gap) / n_columns - gap, min(cell.height, _PANEL) / n_rows - line)
+    tile = min((cell.width + gap) / n_columns - gap, min(cell.height, PANEL) / n_rows - line)
     for i, mode in enumerate(shown):
         x, y = (tile + gap) * (i % n_columns), (tile + line + 0.04) * (i // n_columns)
         ax = cell.axes(x, y, tile, tile)
@@ -289,49 +217,49 @@ def _probe(cell: _Cell, scene: _Scene) -> tuple[str, str]:
     return "Probe, share of each mode", f"{part}; hue: phase, brightness: amplitude"
 
 
-def _shifts(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _shifts(cell: Cell, scene: _Scene) -> Labels:
     positions, shift = scene.found.positions, scene.found.position_shift
-    ax, (width, height) = _map_axes(cell, scene, _LIGHT)
+    ax, (width, height) = map_axes(cell, scene.planes, LIGHT)
     length = np.zeros(len(positions)) if shift is None else np.hypot(*shift.T)
     known = length[np.isfinite(length)]
     if shift is None or not known.any():
-        _dots(ax, scene, thinned(positions, _MOST_DOTS), 0.4, color=_BLUE)
+        _dots(ax, scene, thinned(positions, _MOST_DOTS), 0.4, color=BLUE)
         return "Scan positions", "as stored" if shift is None else "refined, none moved" if known.size else "unknown"
     y, x, dy, dx = thinned(np.column_stack([positions, shift]), _MOST_ARROWS).T
     longest = float(np.percentile(known, 99)) or float(known.max())
     arrows = ax.quiver(
-        x, y, dx, dy, angles="xy", scale_units="inches", scale=longest / 0.2, units="inches", width=0.009, color=_BLUE
+        x, y, dx, dy, angles="xy", scale_units="inches", scale=longest / 0.2, units="inches", width=0.009, color=BLUE
     )
     unit = float(f"{longest:.0e}")
-    key = {"labelpos": "S", "labelcolor": _INK, "fontproperties": {"size": _TEXT}}
-    ax.quiverkey(arrows, 1 + 0.3 / width, 1 - 0.08 / height, unit, f"{_plain(unit)} px", **key)
+    key = {"labelpos": "S", "labelcolor": INK, "fontproperties": {"size": TEXT}}
+    ax.quiverkey(arrows, 1 + 0.3 / width, 1 - 0.08 / height, unit, f"{plain(unit)} px", **key)
     some = f"; {len(x):,} frames shown" if len(x) < len(shift) else ""
     return "Position shifts", f"median {np.median(known):.2g} px, largest {known.max():.2g} px{some}"
 
 
-def _losses(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _losses(cell: Cell, scene: _Scene) -> Labels:
     loss, positions = scene.found.frame_loss, scene.found.positions
-    limits, cmap, used = limits_of(loss, tails=1), _colours(palette()), np.isfinite(loss)
-    ax, panel = _map_axes(cell, scene, _LIGHT)
+    limits, cmap, used = limits_of(loss, tails=1), colours(palette()), np.isfinite(loss)
+    ax, panel = map_axes(cell, scene.planes, LIGHT)
     rows = thinned(np.column_stack([positions, loss])[used], _MOST_DOTS)
     rows = rows[np.argsort(rows[:, 2], kind="stable")]  # the worst on top
     _dots(ax, scene, rows[:, :2], 0.9, c=rows[:, 2], cmap=cmap, norm=Normalize(*limits))
-    _dots(ax, scene, thinned(positions[~used], _MOST_DOTS), 0.6, color=_PINK)
-    _bar(cell, panel, cmap, limits)
+    _dots(ax, scene, thinned(positions[~used], _MOST_DOTS), 0.6, color=PINK)
+    bar(cell, panel, cmap, limits)
     unused = "" if used.all() else f"; pink: {np.sum(~used):,} not used"
     return f"{scene.found.loss_name} of each frame", f"mean over its good pixels{unused}"
 
 
-def _convergence(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _convergence(cell: Cell, scene: _Scene) -> Labels:
     curves = [curve for curve in scene.found.convergence if np.isfinite(curve.losses[-1:]).any()]
     best_last = sorted(curves, key=lambda curve: (not curve.chosen, curve.losses[-1]))[:_MOST_CURVES]
     best_last.sort(key=lambda curve: -curve.losses[-1])
-    ax = _plot_axes(cell, cell.width - 1.85, "iteration")
+    ax = plot_axes(cell, cell.width - 1.85, "iteration")
     for i, curve in enumerate(best_last):
         ax.plot(
             curve.iterations,
             curve.losses,
-            color=_PINK if curve.chosen else palette()[210 - 200 * i // len(best_last)] / 255,
+            color=PINK if curve.chosen else palette()[210 - 200 * i // len(best_last)] / 255,
             linewidth=2.4 if curve.chosen else 1.1,
             marker="o" if len(curve.losses) < 3 else None,
             markersize=4,
@@ -341,12 +269,12 @@ def _convergence(cell: _Cell, scene: _Scene) -> tuple[str, str]:
     ends = [curve.losses[-1] for curve in best_last]
     if scene.found.floor is not None:
         ends.append(scene.found.floor)
-        ax.axhline(ends[-1], color=_INK, linewidth=1, linestyle="--", label=f"{ends[-1]:#.4g}  photon noise alone")
+        ax.axhline(ends[-1], color=INK, linewidth=1, linestyle="--", label=f"{ends[-1]:#.4g}  photon noise alone")
     if ends:
         _loss_axis(ax, best_last, ends)
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=_TEXT, labelcolor=_INK)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=TEXT, labelcolor=INK)
     else:
-        _note(ax, "not recorded", _SOFT)
+        note(ax, "not recorded", SOFT)
     return (
         "Loss on held-out frames",
         f"{scene.found.loss_name} of frames the solve did not see; right: its last value",
@@ -362,58 +290,38 @@ def _loss_axis(ax: Axes, curves: Sequence[Curve], ends: Sequence[float]) -> None
         ax.set(yscale="log", ylim=(0.9 * least, 1.1 * top))
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.yaxis.set_major_formatter(FuncFormatter(plain))
         return
     rim = 0.05 * (top - least) or 0.05 * abs(top) or 0.05
     ax.set_ylim(least - rim, top + rim)
 
 
-def _gain(cell: _Cell, scene: _Scene) -> tuple[str, str]:
+def _gain(cell: Cell, scene: _Scene) -> Labels:
     gain = scene.found.gain
     assert gain is not None, "its panel is laid out only where there is one"
-    ax = _plot_axes(cell, cell.width, "frame")
+    ax = plot_axes(cell, cell.width, "frame")
     frames, values = thinned(np.column_stack([np.arange(len(gain)), gain]), _MOST_DOTS).T
     ax.set_xlim(-0.5 - 0.02 * len(gain), 1.02 * len(gain) - 0.5)
-    ax.axhline(1, color=_SOFT, linewidth=0.6)
-    ax.scatter(frames, values, s=2, color=_BLUE, linewidths=0)
+    ax.axhline(1, color=SOFT, linewidth=0.6)
+    ax.scatter(frames, values, s=2, color=BLUE, linewidths=0)
     known = gain[np.isfinite(gain)]
     return "Gain of each frame", f"{known.min():.3f} to {known.max():.3f} of the mean" if known.size else "unknown"
 
 
-def _plot_axes(cell: _Cell, width: float, below: str) -> Axes:
-    """Axes of a plot over whole numbers."""
-    ax = cell.axes(0, 0, width, cell.height)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.xaxis.set_major_locator(MaxNLocator(max(1, round(width / 0.6)), steps=_STEPS, integer=True, min_n_ticks=1))
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
-    ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.set_xlabel(below, fontsize=_TEXT, color=_SOFT, loc="right", labelpad=1)
-    return ax
-
-
-def _note(ax: Axes, text: str, colour: str) -> None:
-    ax.text(0.5, 0.5, text, color=colour, fontsize=_TEXT, ha="center", va="center", transform=ax.transAxes)
-
-
-def _plain(value: float, _: int | None = None) -> str:
-    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
-
-
 def draw_losses(losses: Sequence[float], title: str) -> Figure:
     """The loss of each training step, and its mean over the last fiftieth of the training."""
-    figure = Figure(figsize=(9, 3.6), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(9, 3.6), dpi=DPI, facecolor="white")
     ax = figure.add_axes((0.09, 0.17, 0.88, 0.68))
-    ax.set_title(title, loc="left", color=_INK, fontsize=_NAME)
+    ax.set_title(printable(title), loc="left", color=INK, fontsize=NAME, parse_math=False)
     steps = np.arange(1, len(losses) + 1)
-    ax.plot(steps, losses, ".", color=_BLUE, markersize=2, alpha=0.5, label="each step")
+    ax.plot(steps, losses, ".", color=BLUE, markersize=2, alpha=0.5, label="each step")
     width = max(len(losses) // 50, 1)
     if len(losses) >= width:
         means = np.convolve(np.asarray(losses), np.ones(width) / width, mode="valid")
-        ax.plot(steps[width - 1 :], means, color=_PINK, linewidth=1.5, label=f"mean of {width}")
-    ax.set_xlabel("step", color=_SOFT, fontsize=_TEXT)
-    ax.set_ylabel("loss of the other half", color=_SOFT, fontsize=_TEXT)
-    ax.tick_params(labelsize=_TEXT)
+        ax.plot(steps[width - 1 :], means, color=PINK, linewidth=1.5, label=f"mean of {width}")
+    ax.set_xlabel("step", color=SOFT, fontsize=TEXT)
+    ax.set_ylabel("loss of the other half", color=SOFT, fontsize=TEXT)
+    ax.tick_params(labelsize=TEXT)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=_TEXT, loc="upper right")
+    ax.legend(frameon=False, fontsize=TEXT, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +18,22 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline import __version__
+from pipeline.cli import environment_fault
 from pipeline.config import ReconstructConfig, TrainConfig, resolve_config, to_toml
 from pipeline.errors import (
     ConfigError,
+    EnvironmentFault,
     IntegrityError,
     InterruptedRun,
     LockedError,
     NotFoundError,
+    PipelineError,
     SourceError,
     TargetExistsError,
     TerminatedRun,
 )
-from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, FACTS_NAME, FORMAT
+from pipeline.learning.checkpoint import UNWRITABLE
+from pipeline.scan.audit_run import CHECKPOINTS, CONFIG_NAME, DATA_NAME, FACTS_NAME, FORMAT, resuming
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
@@ -38,7 +41,6 @@ from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import staged_folder
 from pipeline.stream.waiting import faults_of_workers
 
-DATA_NAME: Final = "data.zarr"
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")
 """What bits depend on, besides store, configuration and bundle."""
 
@@ -99,6 +101,8 @@ def begin_run(
         Something is at `output` (the hint says how to go on with it, where it is a run).
     NotFoundError, SourceError, IntegrityError, ConfigError
         See `locate`, `plan_ingest` and `open_record`.
+    EnvironmentFault
+        There is no space or no permission.
     """
     if output.exists() or output.is_symlink():
         is_run = (output / FACTS_NAME).is_file()
@@ -107,7 +111,7 @@ def begin_run(
     there = locate(source, catalog=catalog)
     if there.path.resolve() in output.resolve().parents:
         raise ConfigError(f"{output}: lies inside {there.path}, which would change it", code="target.in_source")
-    with staged_folder(output) as stage:
+    with _faults_told(output), staged_folder(output) as stage:
         store = there.path.absolute()
         if there.kind != "store":
             store = stage / DATA_NAME
@@ -183,9 +187,10 @@ def at_work(run: RunFolder) -> Iterator[None]:
     InterruptedRun, TerminatedRun
         A signal stopped the work inside.
     EnvironmentFault
-        A reading process died.
+        A reading process died; a disk is full or fails, and then the hint says how to go on.
     """
-    hint = f"go on with: {resuming(run.kind, run.path)}"
+    again = resuming(run.kind, run.path)
+    hint = f"go on with: {again}"
     with (run.path / FACTS_NAME).open("r+b") as file:
         try:
             # not flock: its lock would live on in reading processes that outlive this one
@@ -194,7 +199,7 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
         _sweep(run.path)
         try:
-            with faults_of_workers():
+            with _faults_told(run.path, resume=again), faults_of_workers():
                 yield
         except KeyboardInterrupt as exc:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
@@ -211,19 +216,35 @@ def _sweep(folder: Path) -> None:
             stale.unlink()
 
 
-def resuming(kind: str, path: Path) -> str:
-    """The command that goes on with a run."""
-    return shlex.join(["python", "-m", f"pipeline.{kind}", "--resume", str(path)])
-
-
-def publish(staged: Path, target: Path) -> None:
-    """Give a finished file of a run its name, durably."""
-    staged.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
+@contextmanager
+def _faults_told(place: Path, *, resume: str | None = None) -> Iterator[None]:
+    """Make a fault of the machine of a system error, which may name no file, and say how to go on once it is mended."""
     try:
-        os.fsync(folder)
+        yield
+    except EnvironmentFault as exc:
+        if exc.code not in UNWRITABLE or resume is None:
+            raise
+        raise EnvironmentFault(exc.message, code=exc.code, hint=f"{exc.hint}, then go on with: {resume}") from exc
+    except PipelineError:
+        raise
+    except OSError as exc:
+        raise environment_fault(exc, where=place, resume=resume) from exc
+
+
+def publish(run: RunFolder, *names: str) -> None:
+    """Move finished files from a run's checkpoints to their places, durably; none is ever half there."""
+    for name in names:
+        _sync(run.checkpoints / name)
+        (run.checkpoints / name).replace(run.path / name)
+    _sync(run.path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def versions() -> Mapping[str, str]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
-from pipeline.config import NetworkConfig, ReconstructConfig
-from pipeline.errors import BundleError
-from pipeline.learning.bundle import Bundle, load_bundle, refuse_weights
+from pipeline.config import ReconstructConfig
+from pipeline.learning.bundle import Bundle
 from pipeline.learning.canvas import improved
 from pipeline.learning.estimate import Estimate, reported_background
 from pipeline.learning.journal import Journal
 from pipeline.learning.networks import UNet
-from pipeline.learning.prepare import canvas_network, passes_of, start_on
+from pipeline.learning.prepare import passes_of, start_on
 from pipeline.physics.choice import held_out_scores
 from pipeline.physics.passes import Scene
-from pipeline.physics.prior import Prior
 from pipeline.physics.refine import moved
 
 _SAME_PROBE: Final = 0.98
@@ -39,35 +36,11 @@ class Improved:
     warnings: tuple[str, ...]
 
 
-def open_network(path: Path, *, frame_side: int) -> tuple[Bundle, UNet]:
-    """The bundle at `path` and its network, for frames of this side.
-
-    Raises
-    ------
-    NotFoundError, SourceError, BundleError
-        See `load_bundle`; BundleError too where it is of another model or another frame size.
-    """
-    bundle = load_bundle(path)
-    if bundle.model != "canvas":
-        raise BundleError(f"{path}: a bundle of the model {bundle.model!r}; expected canvas", code="bundle.model")
-    if bundle.config["frame_side"] != frame_side:
-        side = bundle.config["frame_side"]
-        raise BundleError(
-            f"{path}: trained on frames of {side} x {side}, and the scan has {frame_side} x {frame_side}",
-            code="bundle.frame_side",
-            hint="a bundle trained on such frames",
-        )
-    network = canvas_network(NetworkConfig(**bundle.config["configuration"]["network"]), seed=0)
-    refuse_weights(bundle, {n: tuple(w.shape) for n, w in network.named_parameters()}, where=str(path))
-    network.load_state_dict(bundle.weights)
-    return bundle, network
-
-
 def improve(
     scene: Scene, found: Estimate, config: ReconstructConfig, journal: Journal, *, bundle: Bundle, network: UNet
 ) -> Improved:
     """The object that a bundle's network makes of a scan, starting from the prior that it was trained on."""
-    prior = Prior(name=bundle.config["prior"]["name"], weight=bundle.config["prior"]["lam"])
+    prior = bundle.prior
     how: Mapping[str, Any] = {"batch_pixels": config.solver.batch_pixels, "num_workers": config.num_workers}
     start = start_on(scene, found, prior, journal, name="solve for the network", **how)
     made = found.held.gauge.object_to_source(improved(network, start))
@@ -98,6 +71,8 @@ def _warnings(scene: Scene, found: Estimate, bundle: Bundle, loss: float) -> Ite
             f"the network predicts held-out frames worse than the solver alone ({loss:.4f} against "
             f"{found.chosen.loss:.4f} a pixel): it was trained on another kind of object; take object_solver"
         )
+    if "probe" not in scene.record.arrays:
+        yield "the scan has no probe: that of the bundle, which is training's, was used"
     trained, here = bundle.probe.abs().square().sum(0), scene.probe.abs().square().sum(0)
     alike = float((trained * here).sum() / (trained.norm() * here.norm()))
     if alike < _SAME_PROBE:

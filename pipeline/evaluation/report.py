@@ -12,10 +12,14 @@ from typing import Any, Final, TypeAlias
 Facts: TypeAlias = Mapping[str, Any]
 
 UNKNOWN: Final = "unknown"
+REPORTS: Final = ("report.json", "report.html")
+"""What `write_report` writes."""
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("title", "command", "frames", "frame_shape", "frames_invalid", "photons_per_frame", "loss"), ()),
-    **dict.fromkeys(("background", "nll_held_out", "nll_floor", "frames_held_out", "r_factor", "r_factor_floor"), ()),
+    **dict.fromkeys(
+        ("background", "nll_held_out", "nll_floor", "nll_flat", "frames_held_out", "r_factor", "r_factor_floor"), ()
+    ),
     **dict.fromkeys(("data_wait_fraction", "memory_peak_bytes", "warnings"), ()),
     "source": ("name", "sha256", "store_sha256"),
     "prior": ("name", "lam"),
@@ -66,7 +70,8 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
     prior                 {name, lam}
     refine                {what, modes, asked, reason, evidence: {nll, floor, counts_per_pixel}}
     choice                [{prior, nll, iterations}]: each candidate with its loss on held-out frames
-    nll_held_out          float, per good pixel; nll_floor: float, of photon noise alone; frames_held_out: int
+    nll_held_out          float, per good pixel; nll_floor, nll_flat: float, of photon noise
+                          alone and of the flat object; frames_held_out: int
     r_factor              float; r_factor_floor: float, of photon noise alone
     metrics               {role, box_px: [[y0, y1], [x0, x1]], object: {name: float}, flat: {name: float}}
     shift_px, gain        {median, max} pixels; {min, max} of the mean
@@ -74,6 +79,16 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
     data_wait_fraction    float, share of the wall time; memory_peak_bytes: int
     environment           {python, numpy, torch, ptychozarr, threads, cpu}
     warnings              [str]
+    ====================  =============================================================================================
+
+    Where there is a network, these may be there besides:
+
+    ====================  =============================================================================================
+    metrics_solver        as metrics, of the solver alone; metrics is then the network's
+    nll_network           float, per good pixel of the held-out frames
+    bundle_sha256         str: of the bundle that was made, or used
+    bundle                {store_sha256, source: {name, sha256}}: what a bundle that was used was trained on
+    fit                   {model, steps, batch_size, order_sha256, loss_first, loss_last} of a training
     ====================  =============================================================================================
 
     Parameters
@@ -92,8 +107,8 @@ def write_report(folder: Path, facts: Facts, pictures: Mapping[str, Path]) -> No
         raise KeyError(f"the facts of a report lack {', '.join(missing)}")
     as_json = json.dumps(facts, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     page = _page(facts, pictures, as_json)
-    (folder / "report.json").write_text(as_json, encoding="utf-8", newline="\n")
-    (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    for name, text in zip(REPORTS, (as_json, page), strict=True):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _missing(facts: Facts) -> Iterable[str]:
@@ -116,6 +131,7 @@ def _page(facts: Facts, pictures: Mapping[str, Path], as_json: str) -> str:
         _section("Key figures", _pairs(_key_figures(facts))),
         _section("Refinement", _refinement(facts)),
         _section("Prior", _choice(facts)),
+        *([_section("Training", _pairs(_training(facts["fit"])))] if facts.get("fit") else []),
         _section("Beside the stored object", _metrics(facts)),
         _section("Time", _timings(facts)),
         _section("Environment", _pairs(_environment(facts))),
@@ -145,18 +161,25 @@ def _summary(facts: Facts) -> Iterable[str]:
         f"{_number(facts['frames'])} frames of {_sides(facts['frame_shape'])} pixels, {light}, were reconstructed "
         f"({_prior(facts['prior'])}, {_loss(facts)})."
     )
-    yield _refined(facts)
+    yield _refined_because(facts)
     if shift is not None:
         yield f"Positions moved by {_number(shift['median'])} px in the median, {_number(shift['max'])} px at most."
     if held_out is not None:
         there = f"On {_number(facts['frames_held_out'])} frames that the solve did not see"
         yield f"{there} the loss per pixel is {_beside_noise(held_out, facts['nll_floor'])}."
+        if facts.get("nll_network") is not None:
+            yield f"With the network of the bundle it is {_beside_noise(facts['nll_network'], facts['nll_floor'])}."
     yield f"The R-factor is {_beside_noise(facts['r_factor'], facts['r_factor_floor'])}."
+    if fit := facts.get("fit"):
+        trained = f"A network ({_text(fit.get('model'))}) was then trained for {_number(fit.get('steps'))} steps"
+        yield f"{trained} on halves of these frames, without any truth."
     if metrics is not None and _of(metrics["object"], "complex_nrmse") is not None:
         error, flat = metrics["object"]["complex_nrmse"], _of(metrics["flat"], "complex_nrmse")
+        solver = _of(_of(facts.get("metrics_solver"), "object"), "complex_nrmse")
+        own = "" if solver is None else f"with the network, {_number(solver)} with the solver alone, "
         yield (
-            f"Against the stored object ({_text(metrics['role'])}) the complex error is {_number(error)}, "
-            f"that of a flat object {_number(flat)}."
+            f"Against the stored object ({_text(metrics['role'])}) the complex error is {_number(error)} {own}".rstrip()
+            + f"{'' if own else ','} that of a flat object {_number(flat)}."
         )
 
 
@@ -172,6 +195,8 @@ def _key_figures(facts: Facts) -> Iterable[tuple[str, str]]:
     yield "Refined", _words(_of(facts["refine"], "what"))
     yield "Probe modes", _number(_of(facts["refine"], "modes"))
     yield held_out, _beside_noise(facts["nll_held_out"], facts["nll_floor"])
+    if "nll_network" in facts:
+        yield "The same with the network", _beside_noise(facts["nll_network"], facts["nll_floor"])
     yield "R-factor", _beside_noise(facts["r_factor"], facts["r_factor_floor"])
     if shift is not None:
         yield "Position shift", f"median {_number(shift['median'])} px, largest {_number(shift['max'])} px"
@@ -184,7 +209,7 @@ def _key_figures(facts: Facts) -> Iterable[tuple[str, str]]:
 def _refinement(facts: Facts) -> str:
     asked, evidence = _of(facts["refine"], "asked"), _of(facts["refine"], "evidence")
     by = "Evidence was to decide." if asked == "auto" else f"Asked for: {_words(asked)}."
-    words = _paragraph(f"{_refined(facts)} {by} Reason: {_text(_of(facts['refine'], 'reason'))}.")
+    words = _paragraph(f"{by} {_refined_because(facts)}")
     if evidence is None:
         return words
     return words + _pairs(
@@ -207,7 +232,8 @@ def _choice(facts: Facts) -> str:
     ]
     words = (
         f"Used: {_prior(facts['prior'])}. Each candidate was solved without the held-out frames, then had to predict "
-        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}."
+        f"them. Photon noise alone would leave a loss of {_number(facts['nll_floor'])}; the flat object has "
+        f"{_number(facts['nll_flat'])}."
     )
     return _paragraph(words) + _table(("candidate", "held-out loss per pixel", "iterations", ""), rows, strong=least)
 
@@ -223,8 +249,21 @@ def _metrics(facts: Facts) -> str:
         f"{_number(rows[1])} and columns {_number(columns[0])} to {_number(columns[1])}, ends not included, after one "
         "complex factor was removed, no shift and no phase ramp. The flat object is the same number everywhere."
     )
-    cells = [(_METRICS.get(name, name), _number(found[name]), _number(flat.get(name))) for name in found]
-    return _paragraph(words) + _table(("", "reconstruction", "flat object"), cells)
+    columns = {"reconstruction": found, "flat object": flat}
+    if "metrics_solver" in facts:
+        solver = _of(facts["metrics_solver"], "object") or {}
+        columns = {"network": found, "solver alone": solver, "flat object": flat}
+    cells = [(_METRICS.get(name, name), *(_number(values.get(name)) for values in columns.values())) for name in found]
+    return _paragraph(words) + _table(("", *columns), cells)
+
+
+def _training(fit: Facts) -> Iterable[tuple[str, str]]:
+    yield "Model", _text(fit.get("model"))
+    yield "Steps", _number(fit.get("steps"))
+    yield "Frames in a batch", _number(fit.get("batch_size"))
+    yield "Loss of the other half, first steps", _number(fit.get("loss_first"))
+    yield "Loss of the other half, last steps", _number(fit.get("loss_last"))
+    yield "Order of the batches, SHA-256", _text(fit.get("order_sha256"))
 
 
 def _timings(facts: Facts) -> str:
@@ -243,17 +282,26 @@ def _timings(facts: Facts) -> str:
     passes, cpu_s, wall_s = (None if None in values else sum(values) for values in sums.values())
     whole = ("all", _number(passes), _number(cpu_s, ",.1f"), _number(wall_s, ",.1f"))
     rows.append((*whole, _share(facts["data_wait_fraction"])))
-    head = ("phase", "passes", "CPU, s", "wall clock, s", "waiting for data")
+    head = ("phase", "passes or steps" if facts.get("fit") else "passes", "CPU, s", "wall clock, s", "waiting for data")
     return _table(head, rows, strong=len(rows) - 1)
 
 
 def _lineage(facts: Facts) -> str:
     source = facts["source"] or {}
-    steps = (
+    steps = [
         ("Source file", _text(source.get("name")), f"sha256 {_text(source.get('sha256'))}"),
         ("Store", "made from the source file", f"store_sha256 {_text(source.get('store_sha256'))}"),
-        ("This reconstruction", "made from the store by the command below", ""),
-    )
+    ]
+    bundle, used = f"bundle_sha256 {_text(facts.get('bundle_sha256'))}", facts.get("bundle")
+    if facts.get("fit"):
+        steps.append(("This training", "made from the store by the command below", ""))
+        steps.append(("Bundle", "the trained network, wts.h5.zip", bundle))
+    else:
+        if used is not None:
+            trained, behind = used.get("source") or {}, f"store_sha256 {_text(used.get('store_sha256'))}"
+            steps.append(("Bundle", f"the network used, trained on {_text(trained.get('name'))}", bundle))
+            steps.append(("Behind the bundle", f"its file: sha256 {_text(trained.get('sha256'))}", behind))
+        steps.append(("This reconstruction", "made from the store by the command below", ""))
     items = (
         f"<li><b>{escape(name)}</b>: {escape(text)}<br><code>{escape(digest)}</code></li>\n"
         for name, text, digest in steps
@@ -339,6 +387,11 @@ def _prior(prior: Facts | None) -> str:
 
 def _refined(facts: Facts) -> str:
     return _REFINED.get(_of(facts["refine"], "what"), "Whether anything was refined is unknown.")
+
+
+def _refined_because(facts: Facts) -> str:
+    """What was refined, and why or why not, in a sentence."""
+    return f"{_refined(facts).removesuffix('.')}: {_text(_of(facts['refine'], 'reason'))}."
 
 
 def _beside_noise(found: float | None, floor: float | None) -> str:

@@ -9,24 +9,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
 from pipeline.errors import BundleError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
-from pipeline.evaluation.facts import LOSS_NAMES, attributes_of, bundle_config, curves_of, facts_of, lineage_of
-from pipeline.evaluation.figure import Reconstruction, draw, draw_losses, save
+from pipeline.evaluation.beside import Pair, draw_beside
+from pipeline.evaluation.facts import (
+    LOSS_NAMES,
+    attributes_of,
+    bundle_config,
+    curves_of,
+    ends_of,
+    facts_of,
+    lineage_of,
+    trained_on,
+)
+from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
-from pipeline.evaluation.network import improve, open_network
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.network import improve
+from pipeline.evaluation.report import REPORTS, write_report
 from pipeline.evaluation.result import NAME, Result, write_result
+from pipeline.evaluation.sheet import save
 from pipeline.learning.allocator import keep_memory
 from pipeline.learning.bundle import Bundle, load_bundle, save_bundle
 from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
-from pipeline.learning.estimate import Estimate, estimate, refuse_modes, split_of
+from pipeline.learning.estimate import Estimate, Evidence, estimate, reason_to_refine, refuse_modes, split_of
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene, refuse_darkness
+from pipeline.scan.audit_run import open_run_record
 from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
@@ -35,7 +50,13 @@ from pipeline.stream.waiting import TimedBatches
 METRICS_NAME: Final = "metrics.jsonl"
 
 
-def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
+def _ignore(noted: Mapping[str, Any]) -> None:
+    """Hear nothing."""
+
+
+def run_reconstruction(
+    run: RunFolder, *, tell: Callable[[str, int], Progress], hear: Callable[[Mapping[str, Any]], None] = _ignore
+) -> Mapping[str, Any]:
     """Carry a reconstruction on to its end; what `--json` prints. A run that is whole already is left as it is.
 
     Leaves report.json, report.html and report.png, then reconstruction.zarr, and then removes the checkpoints.
@@ -43,6 +64,7 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     Parameters
     ----------
     tell : gets the name of a phase and its number of passes; gives what is called with each number of passes done.
+    hear : gets what is noted of each pass before it is counted, see `Hearing`, and how many `frames` it reads.
 
     Raises
     ------
@@ -55,33 +77,55 @@ def run_reconstruction(run: RunFolder, *, tell: Callable[[str, int], Progress]) 
     config = run.config(ReconstructConfig)
     make_deterministic(threads=config.threads)
     keep_memory()
-    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
-    journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell)
+    bundle = _bundle_of(run)
+    probe = None if bundle is None else bundle.probe
+    scene = open_scene(run.store, photons_per_frame=config.photons_per_frame, probe=probe)
+    n_frames = int(np.count_nonzero(scene.eligible))
+    journal = Journal(
+        run.checkpoints, identity=run.identity(config), tell=tell,
+        hear=lambda name, noted: hear({**noted, "frames": n_frames}),
+    )  # fmt: skip
     found = estimate(scene, config, journal)
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config, scene, found, result, journal)
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    pictures, bundle_sha256, nll_network = {"reconstruction": run.path / "report.png"}, None, None
-    if "bundle" in run.facts:
-        bundle, network = open_network(Path(run.facts["bundle"]["path"]), frame_side=scene.side)
-        _refuse_other(bundle, run)
+    stage = run.checkpoints  # what is made there is given its place when all of it is whole
+    save(draw(picture, title=told["title"]), stage / "report.png")
+    pictures, bundle_sha256, nll_network = {"reconstruction": stage / "report.png"}, None, None
+    if bundle is not None:
+        network = bundle.network(frame_side=scene.side)
         made = improve(scene, found, config, journal, bundle=bundle, network=network)
         bundle_sha256, nll_network = bundle.sha256, made.loss
         solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
         told |= facts_of(run, config, scene, found, journal)
         told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
-        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256}
+        told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256, "bundle": trained_on(bundle.lineage)}
         told["warnings"] = [*told["warnings"], *made.warnings]
-        save(draw(replace(picture, object=result.object), title=f"{told['title']}: network"), run.path / "network.png")
-        pictures = {"network": run.path / "network.png", "solver alone": run.path / "report.png"}
-    write_report(run.path, told, pictures)
+        judged = f"{picture.loss_name} per pixel on held-out frames: solver alone {found.chosen.loss:.4f}"
+        pair = _pair(picture, result.object)
+        save(
+            draw_beside(pair, title=told["title"], subtitle=f"{judged}, network {made.loss:.4f}"),
+            stage / "network.png",
+        )
+        pictures = {"solver and network": stage / "network.png", "solver alone": stage / "report.png"}
+    write_report(stage, told, pictures)
+    publish(run, *(path.name for path in pictures.values()), *REPORTS)
     attrs = attributes_of(config, scene, found, bundle_sha256=bundle_sha256, nll_network=nll_network)
     write_result(result, run.path / NAME, attrs={**attrs, "warnings": told["warnings"]})
     shutil.rmtree(run.checkpoints)
     return summary(run.path)
 
 
-def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
+def _bundle_of(run: RunFolder) -> Bundle | None:
+    """The bundle that a run was begun with.
+
+    Raises
+    ------
+    BundleError
+        It is another one by now, or damaged.
+    """
+    if "bundle" not in run.facts:
+        return None
+    bundle = load_bundle(Path(run.facts["bundle"]["path"]))
     if bundle.sha256 != run.facts["bundle"]["sha256"]:
         raise BundleError(
             f"{run.facts['bundle']['path']}: its SHA-256 is {bundle.sha256}, the run was begun with "
@@ -89,6 +133,7 @@ def _refuse_other(bundle: Bundle, run: RunFolder) -> None:
             code="run.other_bundle",
             hint="put the same bundle back, or begin a new run",
         )
+    return bundle
 
 
 def about_bundle(path: Path) -> Mapping[str, Any]:
@@ -102,7 +147,9 @@ def about_bundle(path: Path) -> Mapping[str, Any]:
     return {"bundle": {"path": str(path.absolute()), "sha256": load_bundle(path).sha256}}
 
 
-def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Mapping[str, Any]:
+def run_training(
+    run: RunFolder, *, tell: Callable[[str, int], Progress], hear: Callable[[Mapping[str, Any]], None] = _ignore
+) -> Mapping[str, Any]:
     """Carry a training on to its bundle; what `--json` prints. A run that is whole already is left as it is.
 
     Leaves metrics.jsonl, report.json, report.html and pictures, then wts.h5.zip, and then removes the checkpoints.
@@ -110,6 +157,7 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     Parameters
     ----------
     tell : gets the name of a phase and its number of passes or steps; gives what is called with each number done.
+    hear : gets what is noted of each before it is counted, see `Hearing`, and how many `frames` it reads.
 
     Raises
     ------
@@ -120,12 +168,16 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return training_summary(run)
     config = run.config(TrainConfig)
-    make_deterministic(threads=config.threads)
+    make_deterministic(threads=config.threads, strict=config.deterministic)
     keep_memory()
     scene = open_scene(run.store, photons_per_frame=config.photons_per_frame)
-    journal = Journal(run.checkpoints, identity=run.identity(config), tell=tell, log=run.path / METRICS_NAME)
-    found = estimate(scene, config.solving, journal)
     stream, fit_config = fit_stream(run.store, config)
+    n_frames = int(np.count_nonzero(scene.eligible))
+    journal = Journal(
+        run.checkpoints, identity=run.identity(config), tell=tell, log=run.path / METRICS_NAME,
+        hear=lambda name, noted: hear({**noted, "frames": stream.order.batch_size if name == "fit" else n_frames}),
+    )  # fmt: skip
+    found = estimate(scene, config.solving, journal)
     task = canvas_task(scene, found, config, journal)
     state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
     start = start_on(
@@ -136,22 +188,33 @@ def run_training(run: RunFolder, *, tell: Callable[[str, int], Progress]) -> Map
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
     told["title"] = f"Training on {run.facts['source']['name']}"
-    told["metrics_network"] = _compared(scene, found, replace(result, object=seen))
-    told["fit"] = {"steps": state.step, "batch_size": config.stream.batch_size, "model": config.model}
-    save(draw(picture, title=told["title"]), run.path / "report.png")
-    save(draw_losses(losses, title=told["title"]), run.path / "loss.png")
-    staged = run.checkpoints / BUNDLE_NAME
-    staged.unlink(missing_ok=True)
+    told["metrics_solver"] = told["metrics"]
+    told["metrics"] = _compared(scene, found, replace(result, object=seen))
+    told["fit"] = {
+        "model": config.model, "steps": state.step, "batch_size": config.stream.batch_size,
+        "order_sha256": stream.order_sha256(), **ends_of(losses),
+    }  # fmt: skip
+    stage = run.checkpoints
+    pictures = {
+        "solver and network": stage / "network.png",
+        "training loss": stage / "loss.png",
+        "solver alone": stage / "report.png",
+    }
+    about = f"the scan that the network was trained on, after {state.step:,} steps"
+    save(draw_beside(_pair(picture, seen), title=told["title"], subtitle=about), pictures["solver and network"])
+    save(draw_losses(losses, title=told["title"]), pictures["training loss"])
+    save(draw(picture, title=f"{told['title']}: solver alone"), pictures["solver alone"])
+    (stage / BUNDLE_NAME).unlink(missing_ok=True)
     told["bundle_sha256"] = save_bundle(
-        staged,
+        stage / BUNDLE_NAME,
         model=config.model,
         config=bundle_config(config, scene, found),
         weights={name: weight.detach() for name, weight in state.weights.items()},
         probe=found.held.gauge.probe_to_source(found.held.probe),
-        lineage={**lineage_of(run, scene), "orders": {"fit": stream.order_sha256()}},
+        lineage={**lineage_of(run, scene), "orders": {"fit": told["fit"]["order_sha256"]}},
     )
-    write_report(run.path, told, {"reconstruction": run.path / "report.png", "training loss": run.path / "loss.png"})
-    publish(staged, run.path / BUNDLE_NAME)
+    write_report(stage, told, pictures)
+    publish(run, *(path.name for path in pictures.values()), *REPORTS, BUNDLE_NAME)
     shutil.rmtree(run.checkpoints)
     return training_summary(run)
 
@@ -207,6 +270,17 @@ def _told_and_drawn(
     )
 
 
+def _pair(picture: Reconstruction, network: NDArray[np.complex64]) -> Pair:
+    return Pair(
+        solver=picture.object,
+        network=network,
+        coverage=picture.coverage,
+        origin_px=picture.origin_px,
+        reference=picture.reference,
+        reference_role=picture.reference_role,
+    )
+
+
 def _compared(scene: Scene, found: Estimate, result: Result) -> Mapping[str, Any] | None:
     return compare_with(reference_of(scene, found.optics.geometry), result, role=_role(scene), used=scene.eligible)
 
@@ -231,13 +305,22 @@ def check_training(record: StoreRecord, config: TrainConfig) -> None:
 
 
 def training_summary(run: RunFolder) -> Mapping[str, Any]:
-    """What a whole training says about itself, read from its bundle."""
-    bundle = run.path / BUNDLE_NAME
+    """What a whole training says about itself, read from its bundle and its report."""
+    bundle, record = run.path / BUNDLE_NAME, open_run_record(run.path)
+    refine = record.report["refine"]
     return {
         "run": str(run.path),
         "bundle_path": str(bundle),
         "bundle_sha256": hashlib.sha256(bundle.read_bytes()).hexdigest(),
         "store_sha256": run.facts["store_sha256"],
+        "prior": record.report["prior"]["name"],
+        "lam": record.report["prior"]["lam"],
+        "refine": refine["what"],
+        "modes": refine["modes"],
+        "refine_reason": refine["reason"],
+        "loss": record.report["loss"],
+        "nll_solver": record.losses["solver"],
+        "nll_floor": record.losses["floor"],
     }
 
 
@@ -247,25 +330,29 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
     Raises
     ------
     SchemaError, ConfigError, PlanError, BundleError
-        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames` and `open_network`.
+        See `check_scene`, `refuse_darkness`, `refuse_modes`, `split_frames`, `load_bundle` and `Bundle.network`.
     """
-    positions = check_scene(record)
+    used = None if bundle is None else load_bundle(bundle)
+    positions = check_scene(record, probe=None if used is None else used.probe)
+    if used is not None:
+        used.network(frame_side=record.arrays["diffraction"].layout.shape[1], where=str(bundle))
     refuse_darkness(record)
-    refuse_modes(config.refine, stored=record.arrays["probe"].layout.shape[0])
+    own = record.arrays["probe"].layout.shape[0] if "probe" in record.arrays else 0
+    refuse_modes(config.refine, stored=own or (0 if used is None else len(used.probe)))
     split_of(config.seed, positions, eligible_frames(record))
-    if bundle is not None:
-        open_network(bundle, frame_side=record.arrays["diffraction"].layout.shape[1])
 
 
 def summary(folder: Path) -> Mapping[str, Any]:
     """What a whole reconstruction says about itself, read from its store."""
     record = open_record(folder / NAME)
     attrs = record.attrs
+    evidence, asked = attrs["refine"]["evidence"], attrs["configuration"]["refine"]["what"]
     return {
         "output": str(folder),
         "prior": attrs["prior"]["name"],
         "lam": attrs["prior"]["lam"],
         "refine": attrs["refine"]["what"],
+        "refine_reason": reason_to_refine(asked, None if evidence is None else Evidence(**evidence)),
         "modes": attrs["refine"]["modes"],
         "loss": attrs["loss"]["name"],
         "nll_floor": attrs["nll"]["floor"],

@@ -19,7 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import BundleError
+from pipeline.config import TrainConfig, restore_config
+from pipeline.errors import BundleError, ConfigError
+from pipeline.learning.improvement import Improvement, improve_scan
+from pipeline.learning.networks import UNet
+from pipeline.learning.prepare import canvas_network
+from pipeline.physics.prior import Prior
 from pipeline.scan.bundle import CONFIG, WEIGHTS, pack_bundle, read_bundle
 from pipeline.scan.manifest import canonical_json
 
@@ -49,6 +54,90 @@ class Bundle:
     probe: Tensor
     lineage: Mapping[str, Any]
     sha256: str
+
+    @property
+    def prior(self) -> Prior:
+        """Of the solves that the network was trained on, and always starts from."""
+        found = self._config_of("prior", f"bundle {self.sha256[:12]}")
+        return Prior(name=found["name"], weight=found["lam"])
+
+    def network(self, *, frame_side: int, where: str | None = None) -> UNet:
+        """The network with its weights, for scans of such frames. `where` names the bundle in errors.
+
+        Raises
+        ------
+        BundleError
+            It is of another model or another frame size, or the weights are not those of its configuration.
+        """
+        where = where or f"bundle {self.sha256[:12]}"
+        if self.model != "canvas":
+            raise BundleError(f"{where}: a bundle of the model {self.model!r}; expected canvas", code="bundle.model")
+        trained = self._config_of("frame_side", where)
+        if trained != frame_side:
+            raise BundleError(
+                f"{where}: trained on frames of {trained} x {trained}, and the scan has {frame_side} x {frame_side}",
+                code="bundle.frame_side",
+                hint="a bundle trained on such frames",
+            )
+        network = canvas_network(self._training(where).network, seed=0)
+        refuse_weights(self, {n: tuple(w.shape) for n, w in network.named_parameters()}, where=where)
+        network.load_state_dict(self.weights)
+        return network
+
+    def improve(self, scan: Path | str, *, photons_per_frame: float | None = None) -> Improvement:
+        """What the network makes of the store at `scan`, with seed, solver and refinement as in training.
+
+        The probe is that of the store, or the bundle's own where the store has none. Solves the scan, so it takes as
+        long as that; nothing is left on disk, and torch's global switches are as before.
+
+        Parameters
+        ----------
+        photons_per_frame : the mean of the scan, where its store does not tell.
+
+        Raises
+        ------
+        BundleError
+            See `network`.
+        NotFoundError, SourceError, IntegrityError, SchemaError, PlanError, ConfigError, DivergedError
+            The scan cannot be opened or solved; see `open_scene` and `estimate`.
+        """
+        where = f"bundle {self.sha256[:12]}"
+        return improve_scan(
+            Path(scan),
+            lambda side: self.network(frame_side=side, where=where),
+            prior=self.prior,
+            config=self._training(where),
+            probe=self.probe,
+            photons_per_frame=photons_per_frame,
+        )
+
+    def diffraction_to_obj(self, scan: Path | str, *, photons_per_frame: float | None = None) -> NDArray[np.complex64]:
+        """The object of the store at `scan` as the network sees it: (y, x), in the source's gauge.
+
+        The bits are those of `object` in what `pipeline.reconstruct SCAN --bundle` leaves with training's settings
+        (and the bundle's prior, where probe and positions are refined). `improve` tells its place on the grid too.
+        """
+        return self.improve(scan, photons_per_frame=photons_per_frame).object
+
+    def autoencoder(
+        self, scan: Path | str, *, photons_per_frame: float | None = None, batch_size: int = 64
+    ) -> Iterator[NDArray[np.float32]]:
+        """The frames that the network's object predicts, batch after batch: see `Improvement.amplitudes`.
+
+        The scan is solved before the first batch; memory does not grow with the number of frames.
+        """
+        return self.improve(scan, photons_per_frame=photons_per_frame).amplitudes(batch_size=batch_size)
+
+    def _config_of(self, key: str, where: str) -> Any:
+        if key not in self.config:
+            raise BundleError(f"{where}: its {CONFIG} has no {key!r}", code="bundle.config")
+        return self.config[key]
+
+    def _training(self, where: str) -> TrainConfig:
+        try:
+            return restore_config(TrainConfig, self._config_of("configuration", where))
+        except ConfigError as exc:
+            raise BundleError(f"{where}: its {CONFIG} is not of this version: {exc}", code="bundle.config") from exc
 
 
 def save_bundle(
@@ -86,7 +175,7 @@ def save_bundle(
     return pack_bundle(path, {CONFIG: canonical_json(config), WEIGHTS: content}, lineage)
 
 
-def load_bundle(path: Path, *, expected: Mapping[str, tuple[int, ...]] | None = None) -> Bundle:
+def load_bundle(path: Path | str, *, expected: Mapping[str, tuple[int, ...]] | None = None) -> Bundle:
     """The bundle at `path`, proven to be as it was written.
 
     Parameters
@@ -100,6 +189,7 @@ def load_bundle(path: Path, *, expected: Mapping[str, tuple[int, ...]] | None = 
     BundleError
         It was changed, or it does not hold what such a network needs: the member or weight is named.
     """
+    path = Path(path)
     files = read_bundle(path)
     where = f"{path}: {WEIGHTS}"
     config = _config(path, files.members[CONFIG])

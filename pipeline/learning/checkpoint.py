@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.cli import NO_SPACE
 from pipeline.errors import EnvironmentFault, IntegrityError
 
 State = TypeVar("State")
 Identity = Mapping[str, str | None]
 """What decides the bits of a state, by name: it is gone on with only where all of it is the same."""
+
+
+UNWRITABLE: Final = ("checkpoint.unwritable", "environment.no_space")
+"""Codes of a state that could not be written; once that is mended, the run goes on."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, identity: Identity) -> None:
@@ -42,10 +48,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     except (SafetensorError, OSError) as exc:
         with contextlib.suppress(OSError):
             partial.unlink()
+        full = exc.errno in NO_SPACE if isinstance(exc, OSError) else f"os error {errno.ENOSPC}" in str(exc)
         raise EnvironmentFault(
             f"{path}: a state cannot be written: {exc}",
-            code="checkpoint.unwritable",
-            hint="mend that and go on with --resume",
+            code=UNWRITABLE[full],
+            hint="free some space" if full else "mend that",
         ) from exc
 
 

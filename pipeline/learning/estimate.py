@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import LossName, ReconstructConfig, RefineConfig, SolverConfig
+from pipeline.config import LossName, ReconstructConfig, RefineChoice, RefineConfig, SolverConfig
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.learning.journal import Journal
 from pipeline.physics.choice import (
@@ -84,13 +84,29 @@ class Evidence:
     @property
     def asks_to_refine(self) -> bool:
         """The loss exceeds the floor by more than 10 % and by more than 0.005 of the mean counts."""
-        excess = self.nll - self.floor
-        return excess > _EXCESS * self.floor and excess > _EXCESS_OF_COUNTS * self.counts_per_pixel
+        return self._excess > _EXCESS * self.floor and self._excess > _EXCESS_OF_COUNTS * self.counts_per_pixel
+
+    @property
+    def _excess(self) -> float:
+        return self.nll - self.floor
 
     def in_words(self) -> str:
-        """What was found, for people."""
-        found = f"held-out loss {self.nll:.4g} with the stored probe, {self.floor:.4g} expected of photon noise alone"
-        return f"{found}: {'probe and positions do not explain the frames' if self.asks_to_refine else 'that is close'}"
+        """What was found and what follows, for people."""
+        found = f"held-out NLL {self.nll:.4g} a pixel with the stored probe, photon noise alone {self.floor:.4g}"
+        if self.asks_to_refine:
+            return f"{found}: the stored probe and positions do not explain the frames"
+        if self._excess <= _EXCESS * self.floor:
+            return f"{found}: not more than {100 * _EXCESS:.0f} % above"
+        return f"{found}: above it by not more than {_EXCESS_OF_COUNTS} of the mean counts"
+
+
+def reason_to_refine(asked: RefineChoice, evidence: Evidence | None) -> str:
+    """Why a scan was refined or not, for people: what was `asked` for, or what the evidence says where it decided."""
+    if evidence is not None:
+        return evidence.in_words()
+    if asked == "auto":
+        return "the photon scale is unknown, so there is no noise floor to compare with"
+    return "that was not asked for" if asked == "none" else "that was asked for"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,24 +217,20 @@ def estimate(scene: Scene, config: ReconstructConfig, journal: Journal) -> Estim
     split = split_of(config.seed, scene.positions, scene.eligible)
     work = _Work(scene=scene, config=config, split=split, journal=journal)
     if config.refine.what not in ("auto", "none"):
-        return _refined(work, config.refine, reason="asked for", evidence=None)
+        return _refined(work, config.refine, evidence=None)
     with work.passes(n_modes=len(scene.probe)) as passes:
         survey = survey_scan(passes, scene.probe, valid=scene.valid)
         solver = replace(config.solver, loss=scene.loss)
         optics = prepare(
             survey, scene.probe, config=solver, geometry=canvas_over(survey, side=scene.side), valid=scene.valid
         )
-        evidence, reason = None, "not asked for"
-        if config.refine.what == "auto" and scene.loss == "amplitude":
-            reason = "the photon scale is unknown, so there is no noise floor to compare with"
-        elif config.refine.what == "auto":
-            evidence = _gather(work, passes, optics, survey, solver)
-            reason = evidence.in_words()
+        decides = config.refine.what == "auto" and scene.loss != "amplitude"
+        evidence = _gather(work, passes, optics, survey, solver) if decides else None
         if evidence is None or not evidence.asks_to_refine:
-            return _known(work, passes, optics, survey, solver, reason=reason, evidence=evidence)
+            return _known(work, passes, optics, survey, solver, evidence=evidence)
     modes = config.refine.modes or max(MODES_BY_EVIDENCE, len(scene.probe))
     refine_config = replace(config.refine, what="probe,positions", modes=modes)
-    return _refined(work, refine_config, reason=reason, evidence=evidence)
+    return _refined(work, refine_config, evidence=evidence)
 
 
 def _gather(work: _Work, passes: ScanPasses, optics: Optics, survey: Survey, solver: SolverConfig) -> Evidence:
@@ -239,7 +251,6 @@ def _known(
     survey: Survey,
     solver: SolverConfig,
     *,
-    reason: str,
     evidence: Evidence | None,
 ) -> Estimate:
     """The estimate with probe and positions as stored."""
@@ -257,7 +268,7 @@ def _known(
     )
     return Estimate(
         refined="none",
-        reason=reason,
+        reason=reason_to_refine(work.config.refine.what, evidence),
         evidence=evidence,
         split=work.split,
         survey=survey,
@@ -278,7 +289,7 @@ def _known(
     )
 
 
-def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Evidence | None) -> Estimate:
+def _refined(work: _Work, config: RefineConfig, *, evidence: Evidence | None) -> Estimate:
     """The estimate with probe and positions refined: on the frames not held out, to choose a prior, then on all."""
     scene, modes = work.scene, config.modes or len(work.scene.probe)
     config = replace(config, modes=modes)
@@ -326,7 +337,7 @@ def _refined(work: _Work, config: RefineConfig, *, reason: str, evidence: Eviden
     moved = "positions" in config.what
     return Estimate(
         refined=config.what,
-        reason=reason,
+        reason=reason_to_refine(work.config.refine.what, evidence),
         evidence=evidence,
         split=work.split,
         survey=survey,

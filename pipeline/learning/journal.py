@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,9 @@ from pipeline.learning.checkpoint import Identity, load_checkpoint, pack_state, 
 
 State = TypeVar("State")
 Progress = Callable[[int], None]
+Hearing = Callable[[str, Mapping[str, Any]], None]
+"""Called with the name of a phase and what is noted of a pass, before it is counted: what `watch` made of its state;
+how many `passes` this sitting has made in the phase, in `wall_s` seconds, `wait_s` of them waiting for data."""
 
 SAVE_EVERY_S: Final = 2.0
 _SAVE_SHARE: Final = 0.05
@@ -46,6 +50,7 @@ class Journal:
         *,
         identity: Identity,
         tell: Callable[[str, int], Progress],
+        hear: Hearing = lambda name, noted: None,
         log: Path | None = None,
         save_every_s: float = SAVE_EVERY_S,
     ) -> None:
@@ -55,7 +60,7 @@ class Journal:
         """
         folder.mkdir(exist_ok=True)
         self._folder, self._identity = folder, identity
-        self._tell, self._save_every_s = tell, save_every_s
+        self._tell, self._hear, self._save_every_s = tell, hear, save_every_s
         self._log, self._lines, self._cut_already = log, 0, False
         self._phases: dict[str, Phase] = {}
 
@@ -100,7 +105,7 @@ class Journal:
             self._lines = max(self._lines, saved[1]["lines"])
         lines = self._lines
         advance, begun = self._tell(name, passes), _clocks(waited)
-        advance(done(state))
+        advance(begun_at := done(state))
         due_at = begun[1] + self._save_every_s
 
         def spent() -> list[float]:
@@ -120,6 +125,8 @@ class Journal:
                 self._append(name, done(following), noted)
                 # together, so that no signal finds one without the others
                 state, kept, lines = following, [*kept, noted] if noted else kept, self._lines
+                _, wall_s, wait_s = (now - start for now, start in zip(_clocks(waited), begun, strict=True))
+                self._hear(name, {**noted, "passes": done(state) - begun_at, "wall_s": wall_s, "wait_s": wait_s})
                 advance(1)
                 if time.perf_counter() > due_at:
                     due_at = save()
@@ -156,8 +163,7 @@ class Journal:
             if not self._cut_already:
                 self._cut()
             line = json.dumps({"phase": name, "index": self._lines, "done": number, **noted}, allow_nan=False)
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_whole(self._log, f"{line}\n".encode())
         self._lines += 1
 
     def _cut(self) -> None:
@@ -171,6 +177,25 @@ class Journal:
 
     def _forget(self, name: str) -> None:
         (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append a line, or nothing of it.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the file is as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        size, left = file.tell(), memoryview(line)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _clocks(waited: Callable[[], float]) -> list[float]:

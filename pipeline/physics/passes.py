@@ -71,8 +71,12 @@ def positions_of(record: StoreRecord) -> NDArray[np.float64]:
     return np.stack([read_all(record, "position_y"), read_all(record, "position_x")], axis=1)
 
 
-def check_scene(record: StoreRecord) -> NDArray[np.float64]:
+def check_scene(record: StoreRecord, *, probe: Tensor | None = None) -> NDArray[np.float64]:
     """The positions (frame, 2) (y, x) of a store that a solver can work on. Reads no frame.
+
+    Parameters
+    ----------
+    probe : what is used where the store has none.
 
     Raises
     ------
@@ -83,7 +87,7 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     arrays, path = record.arrays, record.path
     if "diffraction" not in arrays:
         raise SchemaError(f"{path}: holds no diffraction frames, so it is no scan", code="physics.no_scan")
-    if "probe" not in arrays:
+    if "probe" not in arrays and probe is None:
         raise SchemaError(
             f"{path}: no probe, and frames alone do not tell one", code="physics.no_probe",
             hint="convert from a file with probeGuess",
@@ -91,9 +95,9 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     height, width = arrays["diffraction"].layout.shape[1:]
     if height != width:
         raise SchemaError(f"{path}: frames of {height} x {width}; a solver needs square ones", code="physics.frames")
-    probe = read_all(record, "probe")
-    if not np.isfinite(probe).all() or not probe.any():
-        what = "holds values that are not finite" if probe.any() else "is zero everywhere"
+    used = _probe_of(record, probe)
+    if not np.isfinite(used).all() or not used.any():
+        what = "holds values that are not finite" if used.any() else "is zero everywhere"
         raise SchemaError(f"{path}: the probe {what}", code="physics.no_light")
     if record.attrs["photons_per_frame"]["measured"] == 0:
         raise SchemaError(f"{path}: the frames hold no photon", code="physics.no_light")
@@ -105,6 +109,14 @@ def check_scene(record: StoreRecord) -> NDArray[np.float64]:
     refuse_positions(record, positions, eligible)
     _refuse_wide(record, positions[eligible])
     return positions
+
+
+def _probe_of(record: StoreRecord, stand_in: Tensor | None) -> NDArray[np.complex64]:
+    if "probe" in record.arrays:
+        return read_all(record, "probe")
+    assert stand_in is not None, "refused by check_scene"
+    found: NDArray[np.complex64] = stand_in.numpy()
+    return found
 
 
 def refuse_darkness(record: StoreRecord) -> None:
@@ -145,13 +157,14 @@ def eligible_frames(record: StoreRecord) -> NDArray[np.bool_]:
     return np.ones(record.arrays["diffraction"].layout.shape[0], np.bool_)
 
 
-def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
+def open_scene(path: Path, *, photons_per_frame: float | None = None, probe: Tensor | None = None) -> Scene:
     """The scene of the store at `path`. Reads probe, mask and positions; frames only where their scale is to be found.
 
     Parameters
     ----------
     photons_per_frame : the mean that frames are scaled to; None where the store's own scale holds. Where neither is
         known, the loss is "amplitude".
+    probe : (mode, N, N) complex64, used where the store has none.
 
     Raises
     ------
@@ -159,7 +172,7 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
         See `check_scene`.
     """
     record = open_record(path.absolute())
-    check_scene(record)
+    check_scene(record, probe=probe)
     valid = torch.from_numpy(read_all(record, "valid")) if "valid" in record.arrays else None
     scale = record.attrs["photons_scale"]
     found = None if scale is None else float(scale)
@@ -168,7 +181,7 @@ def open_scene(path: Path, *, photons_per_frame: float | None = None) -> Scene:
         found = scale_to_dose(energy, photons_per_frame=photons_per_frame or UNKNOWN_DOSE)
     return Scene(
         record=record,
-        probe=torch.from_numpy(read_all(record, "probe")),
+        probe=torch.from_numpy(_probe_of(record, probe)),
         valid=valid,
         eligible=eligible_frames(record),
         photons_scale=found,

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pipeline.errors import BundleError, NotFoundError, SourceError
 from pipeline.scan.audit import Damage
@@ -126,8 +126,7 @@ def read_bundle(path: Path) -> BundleFiles:
     data = _read(path)
     found, damages = _inspect(data)
     if damages:
-        told = "; ".join(f"{damage.holds}: {damage.found}" for damage in damages)
-        raise BundleError(f"{path}: {told}", code="bundle.damaged", hint="take an undamaged copy")
+        raise _changed(path, "; ".join(f"{damage.holds}: {damage.found}" for damage in damages))
     manifest = _known(path, found)
     members = {name: bytes(view) for name, view in found.items()}
     return BundleFiles(members=members, manifest=manifest, sha256=hashlib.sha256(data).hexdigest())
@@ -151,6 +150,51 @@ def audit_bundle(path: Path) -> BundleAudit:
         lineage={key: value for key, value in manifest.items() if key not in _OWN_KEYS},
         damages=tuple(damages),
     )
+
+
+def read_claims(path: Path) -> Mapping[str, Any]:
+    """What the bundle at `path` says it was made from and how; its weights are neither read nor proven.
+
+    Raises
+    ------
+    NotFoundError, SourceError
+        Nothing is there, or it is no bundle of ours.
+    BundleError
+        Configuration or manifest were changed, or the file is longer or shorter than they say.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such bundle", code="bundle.not_found")
+    with path.open("rb") as file:
+        found = {name: memoryview(_leading(path, file, name)) for name in (CONFIG, MANIFEST)}
+    manifest = _known(path, found)
+    try:
+        promised = {name: manifest["members"][name] for name in (CONFIG, WEIGHTS)}
+        sizes = {CONFIG: promised[CONFIG]["bytes"], MANIFEST: len(found[MANIFEST]), WEIGHTS: promised[WEIGHTS]["bytes"]}
+        length = sum(_RECORD.size + len(name) + size for name, size in sizes.items())
+        whole = length + len(_closing(dict.fromkeys(MEMBERS, (0, 0))))
+    except (KeyError, TypeError) as exc:
+        raise _changed(path, f"{MANIFEST}: does not list {CONFIG} and {WEIGHTS} as its members") from exc
+    if canonical_json(manifest) != bytes(found[MANIFEST]):
+        raise _changed(path, f"{MANIFEST}: not canonical JSON, so it was changed after writing")
+    if promised[CONFIG] != _promise(found[CONFIG]):
+        raise _changed(path, f"{CONFIG}: not what the manifest says")
+    if path.stat().st_size != whole:
+        raise _changed(path, f"{path.stat().st_size} bytes, its manifest says {whole}")
+    return {key: value for key, value in manifest.items() if key not in _OWN_KEYS}
+
+
+def _leading(path: Path, file: IO[bytes], name: str) -> bytes:
+    """The member that a bundle holds next, header and CRC-32 compared."""
+    header = file.read(_RECORD.size + len(name))
+    size = _RECORD.unpack(header[: _RECORD.size])[8] if len(header) > _RECORD.size else 0
+    data = file.read(min(size, MAX_JSON_BYTES))
+    if header != _header(name, len(data), zlib.crc32(data)):
+        raise _changed(path, f"{name} is not there as written")
+    return data
+
+
+def _changed(path: Path, found: str) -> BundleError:
+    return BundleError(f"{path}: {found}", code="bundle.damaged", hint="take an undamaged copy")
 
 
 def _most(name: str) -> int:

@@ -32,6 +32,7 @@ from pipeline.scan.chunks import ChunkRef, chunk_ref, read_all
 from pipeline.scan.quantity import AmplitudeFormula, amplitude_from_counts
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
+from pipeline.seeding import Purpose, permutation
 from pipeline.stream.window import Residents, Threads, by_epoch, decode_chunks, threads, windows_in_line
 
 
@@ -107,6 +108,8 @@ class ScanStream(IterableDataset[Batch]):
         if eligible.size == 0:
             raise PlanError("no frame is left to stream", code="plan.frames")
         config = self.config
+        if config.n_subsample is not None:
+            eligible = _subsample(eligible, config.n_subsample, seed=config.seed)
         grouping = group_frames(
             self.positions[eligible], gridsize=config.gridsize, seed=config.seed, neighbors=config.neighbors,
             n_groups=config.n_groups or eligible.size, allow_oversampling=config.allow_oversampling,
@@ -125,7 +128,9 @@ class ScanStream(IterableDataset[Batch]):
     def identity(self) -> Mapping[str, object]:
         """Everything that decides the order, as JSON values."""
         config = self.config
+        fewer = {} if config.n_subsample is None else {"n_subsample": config.n_subsample}
         return {
+            **fewer,
             **identity_of(self.order, store_sha256=self.record.store_sha256, seed=config.seed, mask=self._mask),
             "gridsize": config.gridsize, "n_groups": len(self.members), "neighbors": config.neighbors,
             "allow_oversampling": config.allow_oversampling,
@@ -216,6 +221,13 @@ def _one_ahead(batches: Iterator[Batch], making: ThreadPoolExecutor) -> Iterator
     while (batch := coming.result()) is not None:
         coming = making.submit(next, batches, None)
         yield batch
+
+
+def _subsample(eligible: NDArray[np.int64], n: int, *, seed: int) -> NDArray[np.int64]:
+    """`n` of the frames, in order; all of them where there are no more."""
+    if n < 1:
+        raise PlanError(f"a subsample of {n} frames; at least 1 is needed", code="plan.range", hint="--n-subsample")
+    return np.asarray(np.sort(eligible[permutation(seed, Purpose.SUBSAMPLE, n=eligible.size)[:n]]))
 
 
 def _expanded(plan: EpochPlan, members: NDArray[np.int64]) -> EpochPlan:

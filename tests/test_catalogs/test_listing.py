@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.entry import entry_of
-from catalogs.index import find_stores, list_entries
+from catalogs.entry import entry_of_store
+from catalogs.index import find_items, list_entries
 from catalogs.page import page, page_data
 from catalogs.table import table
 from pipeline.errors import NotFoundError, SourceError
@@ -32,27 +32,27 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_store_below_is_found_once_in_order(folder: Path) -> None:
-    names = [p.name for p in find_stores([folder, folder / "deep"])]
+    names = [p.name for p in find_items([folder, folder / "deep"])]
     assert names == ["a.zarr", "broken.zarr", "b.zarr"]
 
 
 def test_a_store_itself_is_a_root(folder: Path) -> None:
-    assert find_stores([folder / "a.zarr"]) == [folder / "a.zarr"]
+    assert find_items([folder / "a.zarr"]) == [folder / "a.zarr"]
 
 
 def test_a_root_that_is_not_there_is_not_found(folder: Path) -> None:
     with pytest.raises(NotFoundError):
-        find_stores([folder / "none"])
+        find_items([folder / "none"])
 
 
 def test_a_row_says_what_the_store_says(folder: Path) -> None:
-    entry = entry_of(folder / "deep" / "er" / "b.zarr")
+    entry = entry_of_store(folder / "deep" / "er" / "b.zarr")
     assert (entry.problem, entry.frames, entry.frame_shape, entry.quantity) == (None, 11, (8, 8), "counts")
     assert (entry.probe_modes, entry.has_object, entry.verdict) == (1, False, "pass")
 
 
 def test_a_broken_store_is_a_row_that_says_why(folder: Path) -> None:
-    entry = entry_of(folder / "broken.zarr")
+    entry = entry_of_store(folder / "broken.zarr")
     assert entry.problem is not None
     assert "diffraction chunk 0 (frames 0-6)" in entry.problem
     text = table(list_entries([folder]))
@@ -76,8 +76,8 @@ def test_the_command_exits_three_where_a_store_is_broken(folder: Path) -> None:
 def test_a_file_is_no_folder_of_stores(tmp_path: Path) -> None:
     (tmp_path / "back.npz").write_bytes(b"")
     with pytest.raises(SourceError):
-        find_stores([tmp_path / "back.npz"])
+        find_items([tmp_path / "back.npz"])
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
-    assert table(list_entries([tmp_path])) == "no stores"
+    assert table(list_entries([tmp_path])) == "no stores and no runs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.config import (
     TrainConfig,
     parse_setting,
     resolve_config,
+    resolve_options,
     to_toml,
 )
 from pipeline.errors import ConfigError
@@ -64,8 +66,8 @@ def test_what_a_run_finds_out_itself_is_no_setting(tmp_path: Path) -> None:
 
 
 def test_what_is_not_given_stays_as_the_tree_wants_it() -> None:
-    config = resolve_config(TrainConfig, settings={"stream.neighbors": 9})
-    assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, neighbors=9))
+    config = resolve_config(TrainConfig, settings={"stream.n_groups": 9})
+    assert config == replace(TrainConfig(), stream=replace(TrainConfig().stream, n_groups=9))
     assert (config.stream.batch_size, config.stream.batches) == (192, "cluster")
 
 
@@ -96,6 +98,64 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, hint: str) -> None
 def test_a_value_of_another_type_or_out_of_range_names_its_key(key: str, value: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve_config(ReconstructConfig, settings={key: value})
+
+
+@pytest.mark.parametrize(
+    ("sets", "flags", "said"),
+    [
+        (["solver.iteration=3"], {}, "--set solver.iteration: unknown key 'solver.iteration'"),
+        (["solver.step=9"], {}, "--set solver.step: solver.step = 9.0 is out of range"),
+        (["threads = many"], {}, "--set threads: threads = 'many'; expected int"),
+        ([], {"threads": ("--threads", 0)}, "--threads: threads = 0 is out of range"),
+        ([], {"refine.modes": ("--modes", 0)}, "--modes: refine.modes = 0 is out of range"),
+        (["threads=0"], {"threads": ("--threads", -1)}, "--threads: threads = -1 is out of range"),
+        (["threads=0", "seed=-1"], {"seed": ("--seed", 1)}, "--set threads: threads = 0 is out of range"),
+        (["prior.weight=3"], {}, "--set prior.weight: prior.weight belongs to a kind"),
+        (
+            ["prior.weight=3"],
+            {"prior.name": ("--prior", "auto")},
+            "--set prior.weight and --prior: prior.weight belongs to a kind of prior",
+        ),
+    ],
+)
+def test_a_refusal_begins_with_what_was_typed(sets: list[str], flags: dict[str, tuple[str, object]], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve_options(ReconstructConfig, file=None, sets=sets, flags=flags)
+    assert refused.value.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sed = 3\n", "unknown key 'sed'"),
+        ("threads = 0\n", "threads = 0 is out of range"),
+        ("[solver]\nstep = 'long'\n", "solver.step = 'long'; expected float"),
+        ("threads = \n", "not valid TOML"),
+    ],
+)
+def test_a_refusal_names_the_file_only_where_the_file_is_to_blame(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}: {said}')}"):
+        resolve_options(ReconstructConfig, file=path, sets=["seed=1"], flags={})
+    path.write_text("seed = 3\n")
+    with pytest.raises(ConfigError, match=r"^--set thread: unknown key 'thread'$") as refused:
+        resolve_options(ReconstructConfig, file=path, sets=["thread=1"], flags={})
+    assert refused.value.hint == "did you mean threads?"
+
+
+def test_a_value_that_something_else_overrules_is_not_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("threads = 0\n")
+    config = resolve_options(ReconstructConfig, file=path, sets=["seed=-1"], flags={
+        "threads": ("--threads", 2), "seed": ("--seed", 5), "solver.step": ("--step", None),
+    })  # fmt: skip
+    assert config == replace(ReconstructConfig(), threads=2, seed=5)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve_options(ReconstructConfig, file=tmp_path, sets=[], flags={})
 
 
 def test_a_weight_without_a_kind_of_prior_is_a_contradiction() -> None:

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from hypothesis import given, settings  # noqa: E402  # behind the check that torch is there
 from hypothesis import strategies as st  # noqa: E402
 
-from pipeline.config import PriorConfig, ReconstructConfig, RefineConfig, SolverConfig  # noqa: E402
+from pipeline.config import PriorConfig, ReconstructConfig, RefineChoice, RefineConfig, SolverConfig  # noqa: E402
 from pipeline.errors import ConfigError, DivergedError  # noqa: E402
-from pipeline.learning.estimate import estimate, finite  # noqa: E402
+from pipeline.learning.estimate import Evidence, estimate, finite, reason_to_refine  # noqa: E402
 from pipeline.learning.journal import Journal  # noqa: E402
 from pipeline.physics.choice import held_out_scores  # noqa: E402
 from pipeline.physics.passes import ScanPasses, open_scene  # noqa: E402
@@ -101,6 +101,26 @@ def test_a_probe_that_does_not_is_refined_with_four_modes(hard: Path, tmp_path: 
     assert found.refined == "probe,positions"
     assert len(found.optics.probe) == 4
     assert "do not explain" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "evidence", "said"),
+    [
+        ("none", None, "that was not asked for"),
+        ("probe", None, "that was asked for"),
+        ("auto", None, "the photon scale is unknown"),
+        ("auto", Evidence(nll=11.11, floor=0.33, counts_per_pixel=9.0), "do not explain the frames"),
+        ("auto", Evidence(nll=0.52, floor=0.5, counts_per_pixel=9.0), "not more than 10 % above"),
+        ("auto", Evidence(nll=0.52, floor=0.5, counts_per_pixel=0.1), "not more than 10 % above"),
+        ("auto", Evidence(nll=0.56, floor=0.5, counts_per_pixel=99.0), "not more than 0.005 of the mean counts"),
+    ],
+)
+def test_the_reason_is_what_decided(asked: RefineChoice, evidence: Evidence | None, said: str) -> None:
+    reason = reason_to_refine(asked, evidence)
+    assert said in reason
+    if evidence is not None:
+        assert f"{evidence.nll:.4g} a pixel with the stored probe, photon noise alone {evidence.floor:.4g}" in reason
+        assert evidence.asks_to_refine is ("do not explain" in reason)
 
 
 def test_frames_of_unknown_scale_are_solved_by_amplitude_and_never_refined_unasked(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_a_reconstruction_is_a_folder_with_object_report_and_picture(store: Path
         "lam": report["prior"]["lam"],
         "refine": "none",
         "modes": 1,
+        "refine_reason": report["refine"]["reason"],
         "loss": "poisson",
         "nll_floor": report["nll_floor"],
         "nll_solver": report["nll_held_out"],
@@ -97,6 +98,29 @@ def test_a_reconstruction_is_a_folder_with_object_report_and_picture(store: Path
     assert report["metrics"]["role"] == "truth"
     assert report["metrics"]["object"]["complex_nrmse"] < 0.5 * report["metrics"]["flat"]["complex_nrmse"]
     assert report["r_factor"] == pytest.approx(report["r_factor_floor"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("store", (), "  not refined: held-out NLL "),
+        ("store", ("--refine", "none"), "  not refined: that was not asked for\n"),
+        ("hard", ("--set", "refine.start_passes=1", "--modes", "2"), "  refined: held-out NLL "),
+    ],
+)
+def test_the_result_and_the_report_say_why_it_was_refined_or_not(
+    request: pytest.FixtureRequest, tmp_path: Path, source: str, options: tuple[str, ...], said: str
+) -> None:
+    done = run_main(main, request.getfixturevalue(source), "--output", tmp_path / "run", *QUICK, *options)
+    assert said in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(said.rstrip())]
+    reason = line.partition(": ")[2]
+    refine = json.loads((tmp_path / "run" / "report.json").read_text())["refine"]
+    assert reason == refine["reason"]
+    if refine["evidence"] is not None:
+        assert f"{refine['evidence']['nll']:.4g} a pixel with the stored probe" in reason
+        assert f"photon noise alone {refine['evidence']['floor']:.4g}" in reason
+    assert (tmp_path / "run" / "report.html").read_text().count(f": {reason}.") == 2  # in the lead, under Refinement
 
 
 def test_plain_xarray_opens_the_object_on_the_grid_of_the_scan(store: Path, tmp_path: Path) -> None:
@@ -291,10 +315,11 @@ def test_positions_outside_the_stored_object_are_refused(store: Path, tmp_path: 
     ("options", "code", "said"),
     [
         (("--set", "solver.iteration=3"), 2, "did you mean solver.iterations?"),
+        (("--iterations", "-1"), 2, "--iterations: solver.iterations = -1 is out of range"),
         (("--iteration", "3"), 2, "No such option"),
         (("--modes", "3", "--refine", "none"), 2, "--refine probe"),
         (("--modes", "9", "--refine", "probe"), 2, "at most 6"),
-        (("--threads", "0"), 2, "threads = 0 is out of range"),
+        (("--threads", "0"), 2, "--threads: threads = 0 is out of range"),
         (("--prior", "flat"), 2, "flat"),
     ],
 )
@@ -389,9 +414,19 @@ def test_what_is_there_already_is_not_touched(store: Path, tmp_path: Path) -> No
     assert (done.returncode, f"--resume {tmp_path / 'other'}" in done.stderr) == (7, True)
 
 
-@pytest.mark.parametrize("option", [("--iterations", "3"), ("--seed", "1"), ("--set", "seed=1"), ("--axes", "yxf")])
-def test_resume_takes_no_other_option(store: Path, tmp_path: Path, option: tuple[str, str]) -> None:
-    refused("--resume", tmp_path / "run", *option, code=2, said="takes no other option", left=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--iterations", "3"), "is --iterations 3"),
+        (("--set", "seed=1", "--set", "threads=2"), "are --set seed=1 and --set threads=2"),
+        (("--axes", "yxf"), "is --axes yxf"),
+        (("--photons-per-frame", "1e5"), "is --photons-per-frame 100000.0"),
+        (("a scan.zarr", "--quiet"), "is 'a scan.zarr'"),
+    ],
+)
+def test_resume_takes_no_other_option_and_names_it_as_typed(tmp_path: Path, typed: tuple[str, ...], said: str) -> None:
+    told = refused("--resume", tmp_path / "run", *typed, code=2, said="takes no other option", left=tmp_path / "run")
+    assert f"takes no other option, and here {said}\n" in told
 
 
 def test_only_a_run_of_ours_goes_on(store: Path, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from pipeline.evaluation.figure import Curve, Reconstruction, draw, save
+from pipeline.evaluation.beside import Pair, draw_beside
+from pipeline.evaluation.figure import Curve, Reconstruction, draw, draw_losses
 from pipeline.evaluation.planes import limits_of, seen_part, thinned
 from pipeline.evaluation.report import write_report
+from pipeline.evaluation.sheet import save
 
 GREY = (128, 128, 128)
 CURVES = (
@@ -47,6 +49,7 @@ FACTS = {
     ],
     "nll_held_out": 0.44,
     "nll_floor": 0.4,
+    "nll_flat": 3.1,
     "frames_held_out": 49,
     "r_factor": 0.144,
     "r_factor_floor": 0.141,
@@ -215,6 +218,72 @@ def test_no_text_of_the_sheet_touches_another():
     assert touching == []
 
 
+def pair(**changes):
+    r = found(shape=(64, 48))
+    values = {
+        "solver": r.object, "network": (0.9 * r.object + 0.1 * r.reference), "coverage": r.coverage,
+        "origin_px": r.origin_px, "reference": r.reference, "reference_role": "truth",
+    }  # fmt: skip
+    return Pair(**(values | changes))
+
+
+def beside(**changes):
+    return draw_beside(pair(**changes), title="A title", subtitle="what was judged")
+
+
+def maps(sheet):
+    return [ax for ax in sheet.axes if ax.images and ax.get_xlabel()]
+
+
+def test_solver_and_network_share_the_scale_of_each_row():
+    panels = maps(beside())
+    assert len(panels) == 9
+    for first in (0, 3):
+        assert len({panel.images[0].get_clim() for panel in panels[first : first + 3]}) == 1
+    solver, network, change = (panel.images[0] for panel in panels[6:])
+    assert solver.get_clim() == network.get_clim() != change.get_clim()
+    assert np.nanmean(np.asarray(network.get_array())) < np.nanmean(np.asarray(solver.get_array()))
+
+
+def test_errors_are_what_one_complex_factor_leaves():
+    r = found(shape=(64, 48))
+    panels = maps(beside(solver=2j * r.reference, network=r.reference + np.float32(0.1)))
+    assert np.abs(np.asarray(panels[6].images[0].get_array())).max() < 1e-5
+    errors = np.asarray(panels[7].images[0].get_array())
+    assert 0.02 < np.sqrt(np.mean(errors**2)) < 0.1
+
+
+@pytest.mark.parametrize("reference", [None, np.full((64, 48), np.nan + 0j, np.complex64)])
+def test_without_a_stored_object_the_two_stand_beside_their_difference(reference):
+    sheet = beside(reference=reference, reference_role="none")
+    assert len(maps(sheet)) == 5
+    assert "Network minus solver, modulus" in texts(sheet)
+    assert "none" not in texts(sheet)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": np.full((64, 48), np.nan + 0j, np.complex64)},
+        {"solver": np.zeros((64, 48), np.complex64), "network": np.zeros((64, 48), np.complex64)},
+        {"coverage": np.zeros((64, 48), np.float32)},
+    ],
+)
+def test_whatever_two_objects_are_they_are_drawn(changes):
+    pixels(beside(**changes))
+
+
+def test_no_text_beside_another_touches_it():
+    sheet = beside()
+    boxes = [text.get_window_extent() for text in sheet.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+@pytest.mark.parametrize("n", [0, 1, 40, 3000])
+def test_a_loss_curve_of_any_length_and_title_is_drawn(n):
+    pixels(draw_losses(list(np.linspace(1, 0.5, n)), "a $x_ curve"))
+
+
 def test_a_phase_that_goes_round_gets_a_scale_without_a_seam():
     ramp = np.exp(1j * np.linspace(0, 20, 64))[:, None] * np.ones((64, 48))
     sheet = draw(found(object=ramp.astype(np.complex64)), "ramp")
@@ -305,6 +374,39 @@ def test_the_page_says_what_was_found(tmp_path):
 def test_the_candidate_with_the_least_loss_stands_out(tmp_path):
     (row,) = re.findall(r"<tr class=strong>(.*?least.*?)</tr>", report(tmp_path))
     assert "tv 0.003" in row
+
+
+METRICS = {"role": "truth", "box_px": [[32, 224], [30, 222]], "flat": {"complex_nrmse": 0.312}}
+WITH_NETWORK = FACTS | {
+    "metrics": METRICS | {"object": {"complex_nrmse": 0.0115}},
+    "metrics_solver": METRICS | {"object": {"complex_nrmse": 0.0161}},
+    "bundle_sha256": "bb" * 32,
+}
+FIT = {"model": "canvas", "steps": 1000, "batch_size": 192, "order_sha256": "0d" * 32, "loss_first": 0.6,
+       "loss_last": 0.5}  # fmt: skip
+
+
+def test_the_page_of_a_training_leads_from_the_file_to_the_bundle(tmp_path):
+    seen = words(report(tmp_path, WITH_NETWORK | {"fit": FIT}))
+    at = [seen.index(digest * 32) for digest in ("5e", "70", "bb")]
+    assert at == sorted(at)
+    for fact in ("1,000 steps", "0d" * 32, "0.0115 with the network, 0.0161 with the solver alone", "passes or steps"):
+        assert fact in seen
+    assert "This reconstruction" not in seen
+
+
+def test_the_page_of_a_network_at_work_tells_what_it_was_trained_on(tmp_path):
+    used = {"store_sha256": "17" * 32, "source": {"name": "b.npz", "sha256": "66" * 32}}
+    seen = words(report(tmp_path, WITH_NETWORK | {"bundle": used, "nll_network": 0.42}))
+    for fact in ("trained on b.npz", "17" * 32, "66" * 32, "bb" * 32, "With the network of the bundle it is 0.42"):
+        assert fact in seen
+
+
+@pytest.mark.parametrize("key", ["fit", "bundle", "bundle_sha256", "metrics_solver", "nll_network"])
+def test_null_facts_about_a_network_show_as_unknown_or_not_at_all(tmp_path, key):
+    facts = WITH_NETWORK | {"fit": FIT, "nll_network": 0.42, "bundle": {"store_sha256": None, "source": None}}
+    for value in (None, {} if key in ("fit", "bundle", "metrics_solver") else None):
+        assert "None" not in words(report(tmp_path, facts | {key: value}))
 
 
 @pytest.mark.parametrize("key", FACTS)

@@ -411,6 +411,40 @@ def test_an_order_that_cannot_be_is_refused_before_any_work(
         ScanStream(small, config(**options))
 
 
+@pytest.mark.parametrize("gridsize", [1, 2])
+def test_a_subsample_is_drawn_by_the_seed_before_anything_is_grouped(small: Path, gridsize: int) -> None:
+    one, same, other = (ScanStream(small, config(n_subsample=20, gridsize=gridsize, seed=seed)) for seed in (3, 3, 4))
+    kept = set(one.members.reshape(-1).tolist())
+    assert len(one.members) == 20
+    assert len(kept) == 20
+    assert np.array_equal(one.members, same.members)
+    assert kept != set(other.members.reshape(-1).tolist())
+    assert one.identity()["n_subsample"] == 20
+    whole = ScanStream(small, config(gridsize=gridsize))
+    assert "n_subsample" not in whole.identity()
+    all_of_them = ScanStream(small, config(gridsize=gridsize, n_subsample=1000))
+    assert np.array_equal(all_of_them.members, whole.members)
+    with pytest.raises(PlanError, match="at least 1"):
+        ScanStream(small, config(n_subsample=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--neighbors", "7"), "gridsize is 1"), (("--allow-oversampling",), "gridsize is 1")],
+)
+def test_an_option_about_groups_is_not_ignored_where_a_group_is_a_frame(
+    small: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = run_command("pipeline.iterate", small, *options)
+    assert (done.returncode, said in done.stderr) == (2, True)
+
+
+def test_a_subsample_from_the_command_line_visits_those_frames(small: Path) -> None:
+    done = run_command("pipeline.iterate", small, "--n-subsample", "20", "--batches", "sequential", "--json")
+    data = json.loads(done.stdout)["data"]
+    assert (data["frames"], data["order"]["n_subsample"], data["order"]["n_groups"]) == (20, 20, 20)
+
+
 def test_a_mask_of_another_length_or_without_frames_is_refused(small: Path) -> None:
     with pytest.raises(ConfigError):
         ScanStream(small, config(), frames=np.ones(3, bool))

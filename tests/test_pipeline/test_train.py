@@ -18,7 +18,9 @@ import xarray as xr
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-from pipeline import reconstruct, train  # noqa: E402  # behind the check that torch is there
+from catalogs.index import list_entries  # noqa: E402  # behind the check that torch is there
+from catalogs.run_page import page_data  # noqa: E402
+from pipeline import reconstruct, train  # noqa: E402
 from pipeline.learning.bundle import load_bundle  # noqa: E402
 from pipeline.scan.record import open_record  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
@@ -71,7 +73,8 @@ def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_a_training_is_a_folder_with_bundle_report_and_metrics(trained: tuple[Path, dict], store: Path) -> None:
     output, told = trained
     assert sorted(p.name for p in output.iterdir()) == [
-        "loss.png", "metrics.jsonl", "report.html", "report.json", "report.png", "run.json", "run.toml", "wts.h5.zip",
+        "loss.png", "metrics.jsonl", "network.png", "report.html", "report.json", "report.png", "run.json",
+        "run.toml", "wts.h5.zip",
     ]  # fmt: skip
     report = json.loads((output / "report.json").read_text())
     sha256 = hashlib.sha256((output / "wts.h5.zip").read_bytes()).hexdigest()
@@ -80,6 +83,25 @@ def test_a_training_is_a_folder_with_bundle_report_and_metrics(trained: tuple[Pa
     assert told["bundle_path"] == str(output / "wts.h5.zip")
     assert report["fit"]["steps"] == 12
     assert {"evidence", "halves 1", "halves 2", "fit"} <= {phase["name"] for phase in report["phases"]}
+
+
+def test_a_training_says_why_it_refined_or_not_and_what_the_solver_reached(trained: tuple[Path, dict]) -> None:
+    output, told = trained
+    report = json.loads((output / "report.json").read_text())
+    done = run_main(train.main, "--resume", output)  # whole already: told again
+    assert f"trained, prior {report['prior']['name']} {report['prior']['lam']:g}, probe as stored\n" in done.stdout
+    assert f"  not refined: {report['refine']['reason']}\n" in done.stdout
+    assert f"held-out frames {report['nll_held_out']:.4f} a pixel" in done.stdout
+    assert (told["refine"], told["refine_reason"]) == ("none", report["refine"]["reason"])
+
+
+def test_a_training_is_listed_with_its_losses_and_its_bundle(trained: tuple[Path, dict], store: Path) -> None:
+    output, told = trained
+    (row,) = list_entries([output])
+    assert (row.kind, row.verdict, row.problem, row.quantity) == ("training", "finished", None, "canvas, 12 steps")
+    assert (row.bundle_sha256, row.made_from) == (told["bundle_sha256"], told["store_sha256"])
+    assert row.nll_solver == json.loads((output / "report.json").read_text())["nll_held_out"]
+    assert page_data(output)["command"].startswith(f"python -m pipeline.train {store} ")
 
 
 def test_metrics_count_every_pass_and_step(trained: tuple[Path, dict]) -> None:
@@ -173,6 +195,9 @@ def test_a_bundle_improves_a_scan_beside_the_solver(trained: tuple[Path, dict], 
     )
     assert told["bundle_sha256"] == trained[1]["bundle_sha256"]
     assert told["nll_network"] is not None
+    (row,) = list_entries([tmp_path / "both"])
+    assert (row.nll_solver, row.nll_network) == (told["nll_solver"], told["nll_network"])
+    assert (row.bundle_sha256, row.store_sha256) == (told["bundle_sha256"], told["reconstruction_sha256"])
     assert {name: told[name] for name in ("prior", "lam", "nll_solver", "nll_floor")} == {
         name: alone[name] for name in ("prior", "lam", "nll_solver", "nll_floor")
     }
@@ -203,11 +228,19 @@ def test_a_network_that_is_worse_is_said_to_be(trained: tuple[Path, dict], store
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--gridsize", "2"), 2, "works on single frames"),
+        (("--gridsize", "2"), 2, "--gridsize: the model canvas works on single frames"),
+        (("--steps", "-1"), 2, "--steps: fit.steps = -1 is out of range"),
+        (("--set", "fit.warmup=-1"), 2, "--set fit.warmup: fit.warmup = -1 is out of range"),
         (("--set", "fit.step=3"), 2, "did you mean fit.steps?"),
         (("--batch-size", "40", "--cluster-size", "7"), 2, "whole clusters"),
         (("--modes", "2", "--refine", "none"), 2, "--refine probe"),
         (("--model", "unet"), 2, "unet"),
+        (("--supervised",), 2, "learns from photons alone"),
+        (("--neighbors", "9"), 2, "works on single frames"),
+        (("--neighbors", "7"), 2, "gridsize is 1"),
+        (("--allow-oversampling",), 2, "works on single frames"),
+        (("--n-subsample", "50"), 2, "solves with every frame"),
+        (("--set", "stream.n_subsample=50"), 2, "solves with every frame"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_before_any_work(
@@ -217,6 +250,28 @@ def test_a_training_that_cannot_be_is_refused_before_any_work(
     assert done.returncode == code
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_operations_that_cannot_promise_their_bits_may_be_allowed(store: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    data_of(run_main(train.main, store, "--output", output, *QUICK, "--steps", "1", "--no-deterministic", "--json"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "deterministic = false" in (output / "run.toml").read_text()
+    assert "--no-deterministic" in json.loads((output / "run.json").read_text())["command"]
+    data_of(run_main(train.main, store, "--output", tmp_path / "two", *QUICK, "--steps", "1", "--json"))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert "deterministic = true" in (tmp_path / "two" / "run.toml").read_text()
+
+
+def test_fewer_groups_are_the_frames_that_batches_are_made_of(store: Path) -> None:
+    from pipeline.config import TrainConfig, resolve_config
+    from pipeline.learning.prepare import fit_stream
+
+    config = resolve_config(TrainConfig, settings={"stream.n_groups": 60, "stream.batch_size": 20, "fit.steps": 30})
+    stream, _ = fit_stream(store, config)
+    assert stream.members.shape == (60, 1)
+    assert set(stream.plan(0).frames) <= set(range(60))
+    assert len(set(stream.members[:, 0])) == 60
 
 
 def test_a_store_without_probe_is_refused(tmp_path: Path) -> None:
