@@ -28,6 +28,7 @@ ModelName: TypeAlias = Literal["canvas"]
 
 Tree = TypeVar("Tree")
 
+_CANVAS_DEPTH: Final = 2
 _FOUND: Final = {"setting": False}
 """Of a field that a run finds out by itself: no file and no option names it."""
 
@@ -193,13 +194,44 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """The network: channels of its finest scale, and how many coarser scales it has."""
+    """The network: channels of its finest scale, how many coarser scales it has, and its precision while it computes.
+
+    bfloat16 : multiply in 8 bits of mantissa, add in float32; twice as fast where the processor can.
+    """
 
     width: int = 24
     depth: int = 2
+    bfloat16: bool = True
 
     def __post_init__(self) -> None:
-        _in_range("network", self, width=self.width >= 1, depth=self.depth == 2)
+        _in_range("network", self, width=self.width >= 1, depth=1 <= self.depth <= 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchConfig:
+    """The model `patch`: an object patch improved in stages, each by what its frame still asks for.
+
+    stages : networks, one after the other. damping : of the asked-for change, in units of max |P|^2.
+    earlier_weight : of the loss of every stage but the last, whose own is 1.
+    leave_out_own : a frame is predicted from the patches of others alone; otherwise its noise is learned.
+    support_energy : share of the probe's energy inside the support S; outside it the object is taken to be flat.
+    """
+
+    stages: int = 2
+    damping: float = 0.1
+    earlier_weight: float = 0.3
+    leave_out_own: bool = True
+    support_energy: float = 0.999
+
+    def __post_init__(self) -> None:
+        _in_range(
+            "patch",
+            self,
+            stages=self.stages >= 1,
+            damping=0 < self.damping < math.inf,
+            earlier_weight=0 <= self.earlier_weight < math.inf,
+            support_energy=0 < self.support_energy <= 1,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +272,7 @@ class TrainConfig:
                 code="config.gridsize", hint="--gridsize 1", keys=("stream.gridsize", "model"),
             )  # fmt: skip
         if self.model == "canvas":
+            _in_range("network", self.network, depth=self.network.depth == _CANVAS_DEPTH)
             self._refuse_for_canvas()
 
     def _refuse_for_canvas(self) -> None:

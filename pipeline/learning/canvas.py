@@ -196,9 +196,7 @@ def unsymmetric(planes: Tensor, number: int) -> Tensor:
 def correction(network: UNet, inputs: Tensor, *, symmetry: int) -> Tensor:
     """What the network adds to an object, seen in one symmetry. (5, y, x) float32 -> (y, x) complex64, turned gauge."""
     seen = symmetric(inputs, symmetry)[None].contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = network(seen)
-    out = _CORRECTION * unsymmetric(out.float()[0], symmetry)
+    out = _CORRECTION * unsymmetric(network(seen).float()[0], symmetry)
     return torch.complex(out[0].contiguous(), out[1].contiguous())
 
 

@@ -34,7 +34,7 @@ from pipeline.stream.waiting import TimedBatches
 
 def canvas_network(config: NetworkConfig, *, seed: int) -> UNet:
     """The network of the model `canvas`, untrained: it changes nothing."""
-    network = UNet(inputs=INPUTS, width=config.width, depth=config.depth)
+    network = UNet(inputs=INPUTS, width=config.width, depth=config.depth, bfloat16=config.bfloat16)
     initialise(network, seed=seed)
     return network
 

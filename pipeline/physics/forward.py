@@ -164,8 +164,13 @@ def windows_at(positions: Tensor, *, geometry: CanvasGeometry, support: int, dty
 
 def extract(padded: Tensor, windows: Windows) -> Tensor:
     """What each frame sees, bilinear between pixels. (y + 2, x + 2) complex -> (B, S, S) of its dtype."""
-    seen = torch.view_as_real(padded.reshape(-1).index_select(0, windows.pixels.reshape(-1)))
-    seen = seen.view(*windows.pixels.shape, 2)
+    seen = padded.reshape(-1).index_select(0, windows.pixels.reshape(-1))
+    return between(seen.view(windows.pixels.shape), windows)
+
+
+def between(pixels: Tensor, windows: Windows) -> Tensor:
+    """The bilinear step of `extract`: whole pixels to where the frame stood. (B, S+1, S+1) complex -> (B, S, S)."""
+    seen = torch.view_as_real(pixels)
     seen = torch.lerp(seen[:, :-1], seen[:, 1:], windows.part_y[..., None])
     seen = torch.lerp(seen[:, :, :-1], seen[:, :, 1:], windows.part_x[..., None])
     return torch.view_as_complex(seen)
@@ -180,16 +185,21 @@ def scatter(patches: Tensor, windows: Windows, *, onto: Tensor) -> None:
     onto : (y + 2, x + 2), changed in place; its border collects what fell outside. Adding in one dimension goes in
         the order of the index on a CPU, whatever the number of threads, so sums have the same bits every time.
     """
+    onto.view(-1).index_add_(0, windows.pixels.reshape(-1), spread(patches, windows).view(-1))
+
+
+def spread(patches: Tensor, windows: Windows) -> Tensor:
+    """The adjoint of `between`: each value shared among the four pixels around it. (B, S, S) -> (B, S+1, S+1)."""
     b, s, _ = patches.shape
     wide = patches.new_zeros((b, s, s + 1))
     ahead = patches * windows.part_x
     wide[:, :, :-1] = patches - ahead
     wide[:, :, 1:] += ahead
-    spread = patches.new_zeros((b, s + 1, s + 1))
+    shared = patches.new_zeros((b, s + 1, s + 1))
     ahead = wide * windows.part_y
-    spread[:, :-1] = wide - ahead
-    spread[:, 1:] += ahead
-    onto.view(-1).index_add_(0, windows.pixels.reshape(-1), spread.view(-1))
+    shared[:, :-1] = wide - ahead
+    shared[:, 1:] += ahead
+    return shared
 
 
 def far_field(exit_waves: Tensor) -> Tensor:
