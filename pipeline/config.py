@@ -13,7 +13,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -24,7 +24,7 @@ PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
 PriorChoice: TypeAlias = Literal["auto", "quadratic", "tv"]
 RefineChoice: TypeAlias = Literal["auto", "none", "probe", "probe,positions"]
 BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
-ModelName: TypeAlias = Literal["canvas"]
+ModelName: TypeAlias = Literal["canvas", "patch", "cnn"]
 
 Tree = TypeVar("Tree")
 
@@ -238,8 +238,11 @@ class PatchConfig:
 class TrainConfig:
     """A training: from a store's frames to a bundle. Fields that a reconstruction has too mean the same.
 
-    model : "canvas". stream : its batches; `seed` is that of the run, `epochs` follows from the steps.
-    supervised : learn from labels; canvas has none.
+    The defaults are those of the model canvas; `training_defaults` has each model's own.
+
+    stream : batches of the network; `seed` is that of the run, `epochs` follows from the steps.
+    supervised : learn from the store's labels instead of its photons; canvas cannot.
+    patch : of the model patch alone.
     deterministic : an operation that cannot promise its bits is an error.
     """
 
@@ -255,6 +258,7 @@ class TrainConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(batch_size=192, batches="cluster"))
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    patch: PatchConfig = field(default_factory=PatchConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
@@ -274,6 +278,11 @@ class TrainConfig:
         if self.model == "canvas":
             _in_range("network", self.network, depth=self.network.depth == _CANVAS_DEPTH)
             self._refuse_for_canvas()
+        elif self.model == "patch" and self.stream.batches != "cluster" and not self.supervised:
+            raise ConfigError(
+                f"the model patch judges a frame by its neighbours, and stream.batches is {self.stream.batches}",
+                code="config.batches", hint="--batches cluster", keys=("stream.batches", "model"),
+            )  # fmt: skip
 
     def _refuse_for_canvas(self) -> None:
         """Refuse what would have no effect on a training of single frames without labels."""
@@ -305,12 +314,14 @@ class ReconstructConfig:
     """A reconstruction: from a store's frames to its object.
 
     photons_per_frame : declared mean; None where the store's own scale holds, or none is known.
+    align_phases : power iterations that turn the patches of a network to each other's phase; 0 leaves them as they are.
     """
 
     seed: int = 0
     threads: int = 1
     num_workers: int = 0
     photons_per_frame: float | None = None
+    align_phases: int = 0
     prior: PriorConfig = field(default_factory=PriorConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -322,8 +333,34 @@ class ReconstructConfig:
             seed=self.seed >= 0,
             threads=self.threads >= 1,
             num_workers=self.num_workers >= 0,
+            align_phases=self.align_phases >= 0,
             photons_per_frame=self.photons_per_frame is None or 0 < self.photons_per_frame < math.inf,
         )
+
+
+def training_defaults(model: str = "canvas", *, gridsize: int = 1) -> TrainConfig:
+    """A training of a model with everything else as it was measured best; where nothing is known of a model, canvas.
+
+    `patch` sees 32 frames a step and `cnn` 16 groups; the others' probe is refined only where it is asked for.
+    """
+    stream, known = replace(StreamConfig(), gridsize=gridsize), RefineConfig(what="none")
+    if model == "patch":
+        return TrainConfig(
+            model="patch",
+            refine=known,
+            stream=replace(stream, batch_size=max(32 // gridsize**2, 1), batches="cluster"),
+            network=NetworkConfig(width=24, depth=1),
+            fit=FitConfig(steps=2050, learning_rate=2e-3, warmup=50),
+        )
+    if model == "cnn":
+        return TrainConfig(
+            model="cnn",
+            refine=known,
+            stream=replace(stream, batch_size=16),
+            network=NetworkConfig(width=64, depth=1, bfloat16=False),
+            fit=FitConfig(epochs=50, learning_rate=1e-3, warmup=0),
+        )
+    return TrainConfig()
 
 
 def _in_range(place: str, values: object, **good: bool) -> None:
@@ -416,12 +453,23 @@ def _given(settings: Mapping[str, object]) -> dict[str, _Given]:
     return {key: _Given(value, "") for key, value in settings.items() if value is not None}
 
 
+def _defaults(kind: type[Tree], values: Mapping[str, Any]) -> Tree:
+    """The tree before anything is given: of a training, that of its model; steps that are given replace epochs."""
+    if kind is not TrainConfig:
+        return kind()
+    chosen = training_defaults(values.get("model", "canvas"), gridsize=values.get("stream.gridsize", 1))
+    if "fit.steps" in values:
+        chosen = replace(chosen, fit=replace(chosen.fit, epochs=None))
+    return typing.cast("Tree", chosen)
+
+
 def _resolved(kind: type[Tree], given: Mapping[str, _Given]) -> Tree:
     known = dict(_leaves(kind))
     try:
         for key in given:
             _refuse_unknown(key, sorted(known), where="")
-        return _changed(kind(), {key: _typed(key, one.value, known[key]) for key, one in given.items()})
+        values = {key: _typed(key, one.value, known[key]) for key, one in given.items()}
+        return _changed(_defaults(kind, values), values)
     except ConfigError as exc:
         said = dict.fromkeys(given[key].said for key in exc.keys if key in given and given[key].said)
         if not said:

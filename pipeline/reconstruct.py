@@ -34,6 +34,10 @@ _DEFAULTS = ReconstructConfig()
     f"[default: {_DEFAULTS.refine.what}]",
 )
 @click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
+@click.option(
+    "--align-phases", type=int, metavar="N",
+    help="with a bundle of patch or cnn: turn the patches' phases to each other, N power iterations [default: 0, not]",
+)  # fmt: skip
 @click.option("--seed", type=int, help=f"of the frames held out [default: {_DEFAULTS.seed}]")
 @click.option("--threads", type=int, help=f"of the computation; part of the result [default: {_DEFAULTS.threads}]")
 @click.option("--num-workers", type=int, help="reading processes; no part of the result [default: 0]")
@@ -44,8 +48,8 @@ _DEFAULTS = ReconstructConfig()
 def main(
     *, source: Path | None, output: Path | None, bundle: Path | None, resume: Path | None, prior: str | None,
     iterations: int | None, modes: int | None, refine: str | None, photons_per_frame: float | None,
-    seed: int | None, threads: int | None, num_workers: int | None, config: Path | None, sets: Sequence[str],
-    catalog: Path | None, **declared: Any,
+    align_phases: int | None, seed: int | None, threads: int | None, num_workers: int | None, config: Path | None,
+    sets: Sequence[str], catalog: Path | None, **declared: Any,
 ) -> Outcome:  # fmt: skip
     """Find the object of SOURCE (a store, a legacy NPZ, or a catalog's name) from its photons, and report on it.
 
@@ -57,7 +61,8 @@ def main(
         "prior.name": ("--prior", prior), "solver.iterations": ("--iterations", iterations),
         "refine.iterations": ("--iterations", iterations), "refine.modes": ("--modes", modes),
         "refine.what": ("--refine", refine), "photons_per_frame": ("--photons-per-frame", photons_per_frame),
-        "seed": ("--seed", seed), "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
+        "align_phases": ("--align-phases", align_phases), "seed": ("--seed", seed),
+        "threads": ("--threads", threads), "num_workers": ("--num-workers", num_workers),
     }  # fmt: skip
     ctx = click.get_current_context()
     if resume is not None:

@@ -20,7 +20,9 @@ _DEFAULTS = TrainConfig()
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), metavar="RUN", help="folder to make, with bundle and report")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with an interrupted run")
-@click.option("--model", type=click.Choice(["canvas"]), help=f"what is trained [default: {_DEFAULTS.model}]")
+@click.option(
+    "--model", type=click.Choice(["canvas", "patch", "cnn"]), help=f"what is trained [default: {_DEFAULTS.model}]"
+)
 @click.option(
     "--prior",
     type=click.Choice(["auto", "quadratic", "tv"]),
@@ -30,12 +32,12 @@ _DEFAULTS = TrainConfig()
 @click.option(
     "--refine",
     type=click.Choice(["auto", "none", "probe", "probe,positions"]),
-    help=f"what to mend besides the object, once, before training [default: {_DEFAULTS.refine.what}]",
+    help="what to mend besides the object, once, before training [default: auto for canvas, none for the others]",
 )
-@click.option("--steps", type=int, help=f"of the network [default: {_DEFAULTS.fit.steps}]")
-@click.option("--epochs", type=int, help="in place of steps")
+@click.option("--steps", type=int, help="of the network [default: canvas 1000, patch 2050]")
+@click.option("--epochs", type=int, help="in place of steps [default: cnn 50]")
 @sampling_options(_DEFAULTS.stream, batches=["shuffled", "cluster"])
-@click.option("--supervised", is_flag=True, default=None, help="learn from labels; canvas takes none")
+@click.option("--supervised", is_flag=True, default=None, help="patch and cnn: learn from the store's labels")
 @click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
 @click.option("--seed", type=int, help=f"of everything random [default: {_DEFAULTS.seed}]")
 @click.option("--threads", type=int, help=f"of the computation; part of the result [default: {_DEFAULTS.threads}]")

@@ -180,6 +180,11 @@ def bundle_config(config: TrainConfig, scene: Scene, found: Estimate) -> Mapping
         "frame_side": scene.side,
         "loss": {"name": found.holding.loss, "background": found.holding.background},
         "photons_per_frame": None if found.solver.loss == "amplitude" else found.survey.photons_per_frame,
+        "gauge": {
+            "blank_in_source": found.held.gauge.blank_in_source,
+            "photons_scale": scene.photons_scale,
+            "photons_per_frame": found.survey.photons_per_frame,
+        },
         "prior": {"name": found.chosen.prior.name, "lam": found.chosen.prior.weight},
         "refine": {"what": found.refined, "modes": len(found.held.probe)},
     }

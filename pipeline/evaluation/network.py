@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import ReconstructConfig
+from pipeline.config import ReconstructConfig, StreamConfig, TrainConfig
+from pipeline.evaluation.reassembly import Reassembled, placed, reassemble, reassemble_aligned
 from pipeline.learning.bundle import Bundle
 from pipeline.learning.canvas import improved
 from pipeline.learning.estimate import Estimate, reported_background
+from pipeline.learning.grouped import GroupNetwork, group_optics, moved_batch, patches_with
 from pipeline.learning.journal import Journal
+from pipeline.learning.models import Network
 from pipeline.learning.networks import UNet
 from pipeline.learning.prepare import passes_of, start_on
 from pipeline.physics.choice import held_out_scores
+from pipeline.physics.gauge import BLANK
 from pipeline.physics.passes import Scene
 from pipeline.physics.refine import moved
+from pipeline.stream.scan_stream import ScanStream
+from pipeline.stream.waiting import TimedBatches
 
+_GROUPS_AT_ONCE: Final = 32
 _SAME_PROBE: Final = 0.98
 _SAME_DOSE: Final = 3.0
 
@@ -27,33 +38,40 @@ _SAME_DOSE: Final = 3.0
 class Improved:
     """A network's object and how well it predicts held-out frames.
 
-    object : (y, x) complex64 in the source's gauge. loss : per good pixel, from a solve that did not see the frames.
+    object : (y, x) complex64 in the source's gauge. loss : per good pixel, from frames other than those that judge.
+    turned_rad : by how much patches were turned to agree in phase; None where none was.
     warnings : plain words, where the network is worse than the solver or was trained on something else.
     """
 
     object: Tensor
     loss: float
+    turned_rad: float | None
     warnings: tuple[str, ...]
 
 
 def improve(
-    scene: Scene, found: Estimate, config: ReconstructConfig, journal: Journal, *, bundle: Bundle, network: UNet
+    scene: Scene, found: Estimate, config: ReconstructConfig, journal: Journal, *, bundle: Bundle, network: Network
 ) -> Improved:
-    """The object that a bundle's network makes of a scan, starting from the prior that it was trained on."""
-    prior = bundle.prior
+    """The object that a bundle's network makes of a scan, and how it predicts frames that it was not made from."""
     how: Mapping[str, Any] = {"batch_pixels": config.solver.batch_pixels, "num_workers": config.num_workers}
-    start = start_on(scene, found, prior, journal, name="solve for the network", **how)
-    made = found.held.gauge.object_to_source(improved(network, start))
+
+    def canvas(name: str, use: NDArray[np.bool_] | None) -> tuple[Tensor, float | None]:
+        if isinstance(network, UNet):
+            return improved(network, start_on(scene, found, bundle.prior, journal, name=name, use=use, **how)), None
+        made = put_together(
+            scene, found, bundle.training, network, use=use, align=config.align_phases, num_workers=config.num_workers
+        )
+        return made.object, made.turned_rad
+
+    whole, turned_rad = canvas("solve for the network", None)
 
     def judge() -> Mapping[str, float]:
-        blind = start_on(
-            scene, found, prior, journal, name="held-out solve for the network", use=found.split.solved, **how
-        )
+        blind, _ = canvas("held-out solve for the network", found.split.solved)
         with passes_of(scene, found, **how) as passes:
             frames = moved(passes, shift=found.shift, gain=found.gain)
             loss, _ = held_out_scores(
                 frames,
-                improved(network, blind),
+                blind,
                 found.held,
                 split=found.split,
                 loss=found.holding.loss,
@@ -62,14 +80,69 @@ def improve(
         return {"loss": loss}
 
     loss = journal.settle("network", judge)["loss"]
-    return Improved(object=made, loss=loss, warnings=tuple(_warnings(scene, found, bundle, loss)))
+    return Improved(
+        object=found.held.gauge.object_to_source(whole), loss=loss, turned_rad=turned_rad,
+        warnings=tuple(_warnings(scene, found, bundle, loss)),
+    )  # fmt: skip
+
+
+def put_together(
+    scene: Scene,
+    found: Estimate,
+    training: TrainConfig,
+    network: GroupNetwork,
+    *,
+    use: NDArray[np.bool_] | None,
+    align: int = 0,
+    num_workers: int = 0,
+) -> Reassembled:
+    """The object of a scan from the patches that a network makes of its groups, one group around each frame.
+
+    Parameters
+    ----------
+    use : (frame,) bool, the frames that count; None where all do.
+    align : power iterations of `reassemble_aligned`; 0 leaves phases as they are.
+    """
+    optics = group_optics(training, found.held)
+    make = patches_with(
+        training, network, optics, photons_scale=scene.photons_scale,
+        photons_per_frame=found.survey.photons_per_frame,
+    )  # fmt: skip
+    stream = group_stream(scene.record.path, training, use=use)
+    how: Mapping[str, Any] = {"geometry": found.held.geometry, "level": BLANK}
+    batches = TimedBatches(stream, num_workers=num_workers)
+    with torch.no_grad():
+        pieces = placed((moved_batch(batch, found.shift) for batch in batches), make)
+        if align:
+            made = reassemble_aligned(pieces, optics.light, iterations=align, **how)
+        else:
+            made = reassemble(pieces, optics.light, **how)
+    batches.close()
+    return made
+
+
+def group_stream(store: Path, training: TrainConfig, *, use: NDArray[np.bool_] | None = None) -> ScanStream:
+    """One group around each frame of a store, formed as in training.
+
+    Raises
+    ------
+    PlanError
+        Such groups cannot be formed from this scan.
+    """
+    stream = training.stream
+    config = StreamConfig(
+        batch_size=_GROUPS_AT_ONCE, batches="sequential", gridsize=stream.gridsize, neighbors=stream.neighbors,
+        seed=training.seed,
+    )  # fmt: skip
+    return ScanStream(store, config, frames=use, labels=False)
 
 
 def _warnings(scene: Scene, found: Estimate, bundle: Bundle, loss: float) -> Iterator[str]:
     if loss > found.chosen.loss:
         yield (
             f"the network predicts held-out frames worse than the solver alone ({loss:.4f} against "
-            f"{found.chosen.loss:.4f} a pixel): it was trained on another kind of object; take object_solver"
+            f"{found.chosen.loss:.4f} a pixel): it was trained on another kind of object, or can do no "
+            "better; take object_solver"
         )
     if "probe" not in scene.record.arrays:
         yield "the scan has no probe: that of the bundle, which is training's, was used"

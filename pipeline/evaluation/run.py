@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.config import FitConfig, ReconstructConfig, TrainConfig
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, ConfigError
 from pipeline.evaluation.assess import compare_with, reference_of, result_of
 from pipeline.evaluation.beside import Pair, draw_beside
 from pipeline.evaluation.facts import (
@@ -28,7 +30,7 @@ from pipeline.evaluation.facts import (
 )
 from pipeline.evaluation.figure import Reconstruction, draw, draw_losses
 from pipeline.evaluation.folder import RunFolder, publish
-from pipeline.evaluation.network import improve
+from pipeline.evaluation.network import group_stream, improve, put_together
 from pipeline.evaluation.report import REPORTS, write_report
 from pipeline.evaluation.result import NAME, Result, write_result
 from pipeline.evaluation.sheet import save
@@ -38,11 +40,13 @@ from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
 from pipeline.learning.estimate import Estimate, Evidence, estimate, reason_to_refine, refuse_modes, split_of
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
+from pipeline.learning.grouped import GroupTask, group_task, refuse_groups
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene, refuse_darkness
 from pipeline.scan.audit_run import open_run_record
 from pipeline.scan.bundle import BUNDLE_NAME
+from pipeline.scan.chunks import read_all
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.stream.scan_stream import ScanStream
 from pipeline.stream.waiting import TimedBatches
@@ -98,6 +102,7 @@ def run_reconstruction(
         solved, result = result, replace(result, object=made.object.numpy(), object_solver=result.object)
         told |= facts_of(run, config, scene, found, journal)
         told |= {"metrics_solver": _compared(scene, found, solved), "metrics": _compared(scene, found, result)}
+        told |= {"phases_turned_rad": made.turned_rad, "align_phases": config.align_phases}
         told |= {"nll_network": made.loss, "bundle_sha256": bundle.sha256, "bundle": trained_on(bundle.lineage)}
         told["warnings"] = [*told["warnings"], *made.warnings]
         judged = f"{picture.loss_name} per pixel on held-out frames: solver alone {found.chosen.loss:.4f}"
@@ -178,20 +183,18 @@ def run_training(
         hear=lambda name, noted: hear({**noted, "frames": stream.order.batch_size if name == "fit" else n_frames}),
     )  # fmt: skip
     found = estimate(scene, config.solving, journal)
-    task = canvas_task(scene, found, config, journal)
+    of_canvas = config.model == "canvas"
+    task = canvas_task(scene, found, config, journal) if of_canvas else group_task(scene, found, config)
     state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
-    start = start_on(
-        scene, found, found.chosen.prior, journal, name="solve held", batch_pixels=config.solver.batch_pixels,
-        num_workers=config.num_workers,
-    )  # fmt: skip
-    seen = found.held.gauge.object_to_source(improved(task.network, start)).numpy()
+    seen = found.held.gauge.object_to_source(_seen_by(task, scene, found, config, journal)).numpy()
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
     told["title"] = f"Training on {run.facts['source']['name']}"
     told["metrics_solver"] = told["metrics"]
     told["metrics"] = _compared(scene, found, replace(result, object=seen))
     told["fit"] = {
-        "model": config.model, "steps": state.step, "batch_size": config.stream.batch_size,
+        "model": config.model, "supervised": config.supervised, "gridsize": config.stream.gridsize,
+        "steps": state.step, "batch_size": config.stream.batch_size,
         "order_sha256": stream.order_sha256(), **ends_of(losses),
     }  # fmt: skip
     stage = run.checkpoints
@@ -219,8 +222,23 @@ def run_training(
     return training_summary(run)
 
 
+def _seen_by(
+    task: CanvasTask | GroupTask, scene: Scene, found: Estimate, config: TrainConfig, journal: Journal
+) -> Tensor:
+    """The object of the training's own scan as the fitted network sees it. (y, x) complex64, solver's gauge."""
+    if isinstance(task, GroupTask):
+        return put_together(
+            scene, found, config, task.task.network, use=None, num_workers=config.num_workers
+        ).object  # fmt: skip
+    start = start_on(
+        scene, found, found.chosen.prior, journal, name="solve held", batch_pixels=config.solver.batch_pixels,
+        num_workers=config.num_workers,
+    )  # fmt: skip
+    return improved(task.network, start)
+
+
 def _fitted(
-    task: CanvasTask, stream: ScanStream, config: FitConfig, journal: Journal, *, num_workers: int
+    task: CanvasTask | GroupTask, stream: ScanStream, config: FitConfig, journal: Journal, *, num_workers: int
 ) -> tuple[FitState, list[float]]:
     """The network's last state, and the loss of each step."""
     batches: list[TimedBatches] = []
@@ -298,10 +316,17 @@ def check_training(record: StoreRecord, config: TrainConfig) -> None:
     Raises
     ------
     SchemaError, ConfigError, PlanError
-        See `check_reconstruction` and `fit_stream`.
+        See `check_reconstruction`, `refuse_groups` and `fit_stream`.
     """
     check_reconstruction(record, config.solving)
     fit_stream(record.path, config)
+    if config.model != "canvas":
+        refuse_groups(
+            config,
+            side=record.arrays["diffraction"].layout.shape[1],
+            probe=torch.from_numpy(read_all(record, "probe")),
+            labelled="label" in record.arrays,
+        )
 
 
 def training_summary(run: RunFolder) -> Mapping[str, Any]:
@@ -336,6 +361,14 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
     positions = check_scene(record, probe=None if used is None else used.probe)
     if used is not None:
         used.network(frame_side=record.arrays["diffraction"].layout.shape[1], where=str(bundle))
+        if used.model != "canvas":
+            group_stream(record.path, used.training)
+    if config.align_phases and (used is None or used.model == "canvas"):
+        raise ConfigError(
+            "phases are aligned between the patches of a network, and there are none: "
+            f"{'no bundle is given' if used is None else 'the model canvas makes none'}",
+            code="config.align_phases", hint="leave --align-phases out", keys=("align_phases",),
+        )  # fmt: skip
     refuse_darkness(record)
     own = record.arrays["probe"].layout.shape[0] if "probe" in record.arrays else 0
     refuse_modes(config.refine, stored=own or (0 if used is None else len(used.probe)))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import h5py  # type: ignore[import-untyped]  # h5py has no types
 import numpy as np
@@ -21,12 +21,14 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig, restore_config
 from pipeline.errors import BundleError, ConfigError
+from pipeline.learning.grouped import SeenBatch
 from pipeline.learning.improvement import Improvement, improve_scan
+from pipeline.learning.models import Network, network_of
 from pipeline.learning.networks import UNet
-from pipeline.learning.prepare import canvas_network
 from pipeline.physics.prior import Prior
 from pipeline.scan.bundle import CONFIG, WEIGHTS, pack_bundle, read_bundle
 from pipeline.scan.manifest import canonical_json
+from pipeline.stream.scan_stream import Batch
 
 WEIGHTS_GROUP: Final = "diffraction_to_obj"
 SAME_GROUP: Final = "autoencoder"
@@ -61,17 +63,31 @@ class Bundle:
         found = self._config_of("prior", f"bundle {self.sha256[:12]}")
         return Prior(name=found["name"], weight=found["lam"])
 
-    def network(self, *, frame_side: int, where: str | None = None) -> UNet:
+    @property
+    def training(self) -> TrainConfig:
+        """The resolved configuration that it was trained with.
+
+        Raises
+        ------
+        BundleError
+            It is of another version.
+        """
+        return self._training(f"bundle {self.sha256[:12]}")
+
+    def network(self, *, frame_side: int, where: str | None = None) -> Network:
         """The network with its weights, for scans of such frames. `where` names the bundle in errors.
 
         Raises
         ------
         BundleError
-            It is of another model or another frame size, or the weights are not those of its configuration.
+            It is of an unknown model or another frame size, or the weights are not those of its configuration.
         """
         where = where or f"bundle {self.sha256[:12]}"
-        if self.model != "canvas":
-            raise BundleError(f"{where}: a bundle of the model {self.model!r}; expected canvas", code="bundle.model")
+        config = self._training(where)
+        if self.model != config.model:
+            raise BundleError(
+                f"{where}: weights of the model {self.model!r}, configuration of {config.model!r}", code="bundle.model"
+            )
         trained = self._config_of("frame_side", where)
         if trained != frame_side:
             raise BundleError(
@@ -79,7 +95,7 @@ class Bundle:
                 code="bundle.frame_side",
                 hint="a bundle trained on such frames",
             )
-        network = canvas_network(self._training(where).network, seed=0)
+        network = network_of(config, side=frame_side)
         refuse_weights(self, {n: tuple(w.shape) for n, w in network.named_parameters()}, where=where)
         network.load_state_dict(self.weights)
         return network
@@ -104,29 +120,86 @@ class Bundle:
         where = f"bundle {self.sha256[:12]}"
         return improve_scan(
             Path(scan),
-            lambda side: self.network(frame_side=side, where=where),
+            lambda side: self._canvas_network(side, where),
             prior=self.prior,
             config=self._training(where),
             probe=self.probe,
             photons_per_frame=photons_per_frame,
         )
 
-    def diffraction_to_obj(self, scan: Path | str, *, photons_per_frame: float | None = None) -> NDArray[np.complex64]:
-        """The object of the store at `scan` as the network sees it: (y, x), in the source's gauge.
+    def diffraction_to_obj(
+        self, scan: Path | str | Batch, *, photons_per_frame: float | None = None
+    ) -> NDArray[np.complex64]:
+        """What the network makes of photons, in the source's gauge.
 
-        The bits are those of `object` in what `pipeline.reconstruct SCAN --bundle` leaves with training's settings
-        (and the bundle's prior, where probe and positions are refined). `improve` tells its place on the grid too.
+        With the model canvas: the object (y, x) of the store at `scan`, with the bits of `object` in what
+        `pipeline.reconstruct SCAN --bundle` leaves with training's settings (and the bundle's prior, where probe and
+        positions are refined). `improve` tells its place on the grid too.
+
+        With the models patch and cnn: the patches (B, C, S, S) of a `Batch` of a stream, at `Batch.positions`. The
+        batch's own probe is used, or the bundle's where it has none; its amplitudes are of training's scale.
+
+        Raises
+        ------
+        BundleError
+            See `network`; or the model wants the other kind of scan.
         """
-        return self.improve(scan, photons_per_frame=photons_per_frame).object
+        if isinstance(scan, Batch):
+            return self._seen(scan).objects().numpy()
+        return self._solved(scan, photons_per_frame).object
 
+    @overload
+    def autoencoder(self, scan: Batch) -> NDArray[np.float32]: ...
+
+    @overload
     def autoencoder(
         self, scan: Path | str, *, photons_per_frame: float | None = None, batch_size: int = 64
-    ) -> Iterator[NDArray[np.float32]]:
-        """The frames that the network's object predicts, batch after batch: see `Improvement.amplitudes`.
+    ) -> Iterator[NDArray[np.float32]]: ...
 
-        The scan is solved before the first batch; memory does not grow with the number of frames.
+    def autoencoder(
+        self, scan: Path | str | Batch, *, photons_per_frame: float | None = None, batch_size: int = 64
+    ) -> Iterator[NDArray[np.float32]] | NDArray[np.float32]:
+        """The amplitudes that the network's object predicts, in the source's gauge, zero frequency centred.
+
+        With the model canvas: of the store at `scan`, batch after batch, see `Improvement.amplitudes`. The scan is
+        solved before the first one; memory does not grow with the number of frames. With the models patch and cnn: of
+        a `Batch`, (B, C, N, N), the patches of a group stitched together.
+
+        Raises
+        ------
+        BundleError
+            As `diffraction_to_obj`.
         """
-        return self.improve(scan, photons_per_frame=photons_per_frame).amplitudes(batch_size=batch_size)
+        if isinstance(scan, Batch):
+            return self._seen(scan).amplitudes().numpy()
+        return self._solved(scan, photons_per_frame).amplitudes(batch_size=batch_size)
+
+    def _solved(self, scan: Path | str, photons_per_frame: float | None) -> Improvement:
+        if self.model != "canvas":
+            raise BundleError(
+                f"bundle {self.sha256[:12]}: the model {self.model} takes a Batch of a ScanStream, not a store",
+                code="bundle.scan", hint="for the object of a store: python -m pipeline.reconstruct STORE --bundle",
+            )  # fmt: skip
+        return self.improve(scan, photons_per_frame=photons_per_frame)
+
+    def _seen(self, batch: Batch) -> SeenBatch:
+        where = f"bundle {self.sha256[:12]}"
+        if self.model == "canvas":
+            raise BundleError(f"{where}: the model canvas takes a whole store, not a Batch", code="bundle.scan")
+        network = self.network(frame_side=batch.diffraction.shape[-1], where=where)
+        assert not isinstance(network, UNet)
+        known = self._config_of("gauge", where)
+        return SeenBatch(
+            config=self.training, network=network, batch=batch, trained_probe=self.probe,
+            blank_in_source=known["blank_in_source"], photons_scale=known["photons_scale"],
+            photons_per_frame=known["photons_per_frame"],
+        )  # fmt: skip
+
+    def _canvas_network(self, side: int, where: str) -> UNet:
+        network = self.network(frame_side=side, where=where)
+        if not isinstance(network, UNet):
+            raise BundleError(f"{where}: the model {self.model} improves no solve", code="bundle.model")
+        return network
 
     def _config_of(self, key: str, where: str) -> Any:
         if key not in self.config:

@@ -184,11 +184,10 @@ class PatchTask:
 def patches_of(
     network: PatchNetwork, batch: Batch, optics: PatchOptics, *, photons_scale: float, damping: float
 ) -> Tensor:
-    """The patches that a trained network makes of groups. (B, C, S, S) complex64, at `Batch.positions`."""
-    with torch.no_grad():
-        members = members_of(batch, optics, photons_scale=photons_scale)
-        plots = plots_of(batch.positions, optics, cluster_size=1)
-        patches = unrolled(network, members, optics, plots, damping=damping)[-1]
+    """The patches that a network makes of groups, differentiable. (B, C, S, S) complex64, at `Batch.positions`."""
+    members = members_of(batch, optics, photons_scale=photons_scale)
+    plots = plots_of(batch.positions, optics, cluster_size=1)
+    patches = unrolled(network, members, optics, plots, damping=damping)[-1]
     return patches.view(*batch.indices.shape, optics.support, optics.support)
 
 

@@ -153,6 +153,8 @@ def fit_stream(store: Path, config: TrainConfig) -> tuple[ScanStream, FitConfig]
     in_epoch = once.plan(0).n_steps
     steps = config.fit.steps if config.fit.epochs is None else config.fit.epochs * in_epoch
     stream = ScanStream(
-        store, replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1)), labels=False
+        store,
+        replace(config.stream, seed=config.seed, epochs=max(-(-steps // in_epoch), 1)),
+        labels=config.supervised,
     )
     return stream, replace(config.fit, steps=steps)
