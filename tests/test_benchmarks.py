@@ -121,3 +121,17 @@ def test_the_training_benchmark_compares_network_and_solver_on_the_scan_of_anoth
     assert {0 < float(row[3]) < 1 for row in each[1:]} == {True}
     assert [row[:2] for row in medians[1:]] == [["lines", "2"], ["dead-leaves", "2"]]
     assert medians[0][5:] == ["choice, CPU-s", "solve, CPU-s", "halves, CPU-s", "fit, CPU-s"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_step_benchmark_puts_every_model_beside_the_plain_one(tmp_path: Path) -> None:
+    from benchmarks.train_step import CASES, PLAIN, costs_table, measure
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import store_of
+
+    store = store_of(make_scan(noise=True, n_frames=200), tmp_path / "s.zarr")
+    head, *rows = cells_of(costs_table(measure(store, tmp_path, n=1), n_frames=200))
+    assert [row[0] for row in rows] == [PLAIN, *(f"{model}, gridsize {gridsize}" for model, gridsize in CASES)]
+    assert [int(row[2]) for row in rows] == [16, 192, 32, 32, 16, 64]
+    assert rows[0][-1] == "1.00"
+    assert {float(row[head.index("CPU-s a step")]) > 0 for row in rows} == {True}

@@ -1,0 +1,200 @@
+"""The models `patch` and `cnn` through the commands: the same bytes each time, and an object beside the solver's."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+
+from pipeline import reconstruct, train  # noqa: E402  # behind the check that torch is there
+from pipeline.config import StreamConfig, TrainConfig, resolve_config  # noqa: E402
+from pipeline.errors import BundleError  # noqa: E402
+from pipeline.learning.bundle import Bundle, load_bundle  # noqa: E402
+from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
+from tests.guards import REPOSITORY, run_main  # noqa: E402
+from tests.physics_scans import Scan, make_scan  # noqa: E402
+from tests.solved_stores import store_of  # noqa: E402
+
+SOLVE = (
+    "--prior", "quadratic", "--set", "prior.weight=0.03", "--refine", "none", "--set", "solver.iterations=4",
+    "--set", "solver.batch_pixels=51200", "--quiet",
+)  # fmt: skip
+QUICK = (*SOLVE, "--steps", "6", "--set", "fit.warmup=1", "--set", "network.width=4")
+CASES = [("patch", 1), ("patch", 2), ("cnn", 1), ("cnn", 2)]
+SIZES = {("patch", 1): "16", ("patch", 2): "4", ("cnn", 1): "8", ("cnn", 2): "4"}
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """A command throws torch's global switches; later tests want them as they were."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+
+
+@functools.cache
+def scan() -> Scan:
+    return make_scan(noise=True, n_frames=120)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_of(scan(), tmp_path_factory.mktemp("groups") / "good.zarr")
+
+
+def options_of(model: str, gridsize: int) -> tuple[str, ...]:
+    return "--model", model, "--gridsize", str(gridsize), "--batch-size", SIZES[model, gridsize], *QUICK
+
+
+def data_of(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["data"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{model} {gridsize}" for model, gridsize in CASES])
+def trained(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Model, gridsize and the folder of a whole run."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    data_of(run_main(train.main, store, "--output", output, *options_of(*request.param), "--json"))
+    return *request.param, output
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_training_gives_the_same_bytes_with_workers_and_after_a_stop(trained, store: Path, tmp_path: Path) -> None:
+    model, gridsize, output = trained
+    whole = (output / "wts.h5.zip").read_bytes()
+    again = tmp_path / "again"
+    command = [sys.executable, "-m", "pipeline.train", str(store), "--output", str(again)]
+    with subprocess.Popen([*command, *options_of(model, gridsize), "--num-workers", "2"], cwd=REPOSITORY) as running:
+        deadline = time.monotonic() + 60
+        while not list(again.glob("checkpoints/*.safetensors")) and running.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+    data_of(run_main(train.main, "--resume", again, "--json", "--quiet"))
+    assert (again / "wts.h5.zip").read_bytes() == whole
+    report = json.loads((output / "report.json").read_text())
+    assert (report["fit"]["model"], report["fit"]["gridsize"], report["fit"]["steps"]) == (model, gridsize, 6)
+
+
+def test_a_reconstruction_keeps_the_solver_beside_the_object_of_patches(trained, store: Path, tmp_path: Path) -> None:
+    _, _, output = trained
+    bundle = output / "wts.h5.zip"
+    found = data_of(
+        run_main(reconstruct.main, store, "--output", tmp_path / "r", "--bundle", bundle, *SOLVE, "--json")
+    )  # fmt: skip
+    alone = data_of(run_main(reconstruct.main, store, "--output", tmp_path / "alone", *SOLVE, "--json"))
+    assert found["nll_solver"] == alone["nll_solver"]
+    assert np.isfinite(found["nll_network"])
+    with xr.open_zarr(tmp_path / "r" / "reconstruction.zarr") as made:
+        with xr.open_zarr(tmp_path / "alone" / "reconstruction.zarr") as solver:
+            assert np.array_equal(made.object_solver.values, solver.object.values)
+        assert np.isfinite(made.object.values).all()
+        assert not np.array_equal(made.object.values, made.object_solver.values)
+        assert made.attrs["bundle_sha256"] == load_bundle(bundle).sha256
+
+
+def test_phases_are_aligned_where_asked_for_and_it_is_told(trained, store: Path, tmp_path: Path) -> None:
+    model, gridsize, output = trained
+    if (model, gridsize) != ("patch", 1):
+        pytest.skip("one model is enough")
+    options = ("--bundle", output / "wts.h5.zip", *SOLVE, "--json")
+    data_of(run_main(reconstruct.main, store, "--output", tmp_path / "a", "--align-phases", "20", *options))
+    data_of(run_main(reconstruct.main, store, "--output", tmp_path / "b", *options))
+    told = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
+    assert told[0]["phases_turned_rad"] > 0
+    assert (told[0]["align_phases"], told[1]["align_phases"], told[1]["phases_turned_rad"]) == (20, 0, None)
+    objects = [xr.open_zarr(tmp_path / name / "reconstruction.zarr").object.values for name in "ab"]
+    assert not np.array_equal(*objects)
+
+
+def batch_of(store: Path, gridsize: int) -> Batch:
+    return next(iter(ScanStream(store, StreamConfig(batch_size=5, batches="sequential", gridsize=gridsize))))
+
+
+def test_a_bundle_makes_patches_and_frames_of_a_batch(trained, store: Path) -> None:
+    model, gridsize, output = trained
+    bundle, batch = load_bundle(output / "wts.h5.zip"), batch_of(store, gridsize)
+    patches, frames = bundle.diffraction_to_obj(batch), bundle.autoencoder(batch)
+    assert patches.shape[:2] == (5, gridsize**2)
+    assert patches.dtype == np.complex64
+    assert frames.shape == tuple(batch.diffraction.shape)
+    light = [float((amplitude**2).sum()) for amplitude in (frames, batch.diffraction.numpy())]
+    assert light[0] == pytest.approx(light[1], rel=0.5 if model == "cnn" else 0.1)
+    brighter = batch._replace(probe=batch.probe * 10)
+    assert bundle.diffraction_to_obj(brighter) == pytest.approx(patches / 10, rel=1e-3, abs=1e-5)
+    with pytest.raises(BundleError, match="takes a Batch"):
+        bundle.diffraction_to_obj(store)
+
+
+def test_defaults_follow_the_model_and_steps_replace_epochs() -> None:
+    patch = resolve_config(TrainConfig, settings={"model": "patch", "stream.gridsize": 2})
+    assert (patch.stream.batch_size, patch.stream.batches, patch.fit.steps) == (8, "cluster", 2050)
+    cnn = resolve_config(TrainConfig, settings={"model": "cnn"})
+    assert (cnn.stream.batch_size, cnn.stream.batches, cnn.fit.epochs, cnn.refine.what) == (16, "shuffled", 50, "none")
+    assert resolve_config(TrainConfig, settings={"model": "cnn", "fit.steps": 7}).fit.epochs is None
+    assert resolve_config(TrainConfig, settings={}) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--model", "patch", "--gridsize", "2", "--neighbors", "3"), 2, "OVERSAMPLING-001"),
+        (("--model", "patch", "--supervised"), 2, "no `label`"),
+        (("--model", "cnn", "--supervised"), 2, "no `label`"),
+        (("--model", "patch", "--batches", "shuffled"), 2, "--batches cluster"),
+        (("--model", "patch", "--set", "network.depth=9"), 2, "out of range"),
+        (("--model", "canvas", "--gridsize", "2"), 2, "gridsize"),
+    ],
+)
+def test_what_no_model_can_learn_from_is_refused_before_the_folder_appears(
+    options: tuple[str, ...], code: int, said: str, store: Path, tmp_path: Path
+) -> None:
+    done = run_main(train.main, store, "--output", tmp_path / "run", *options, "--quiet")
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_side_that_the_autoencoder_cannot_take_is_refused(tmp_path: Path) -> None:
+    odd = store_of(make_scan(noise=True, n_frames=30, n=48), tmp_path / "s.zarr")
+    done = run_main(train.main, odd, "--output", tmp_path / "run", "--model", "cnn", "--quiet")
+    assert (done.returncode, "48 x 48" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_phases_are_aligned_only_between_patches(store: Path, tmp_path: Path) -> None:
+    done = run_main(reconstruct.main, store, "--output", tmp_path / "run", "--align-phases", "5", "--quiet")
+    assert (done.returncode, "no bundle is given" in done.stderr) == (2, True), done.stderr
+
+
+def test_labels_teach_the_object_itself(tmp_path: Path) -> None:
+    made = scan()
+    n = made.probe.shape[-1]
+    corners = np.rint(made.positions).astype(int) - n // 2
+    labels = np.stack([made.truth[y : y + n, x : x + n] for y, x in np.clip(corners, 0, len(made.truth) - n)])
+    labelled = store_of(made, tmp_path / "s.zarr", label=(("frame", "probe_y", "probe_x"), labels))
+    losses = []
+    for steps in ("1", "60"):
+        output = tmp_path / steps
+        options = ("--model", "patch", "--supervised", "--batch-size", "16", *QUICK, "--steps", steps, "--json")
+        data_of(run_main(train.main, labelled, "--output", output, *options))
+        losses.append(json.loads((output / "report.json").read_text())["fit"]["loss_last"])
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_group_model_improves_no_solve(trained) -> None:
+    _, _, output = trained
+    bundle: Bundle = load_bundle(output / "wts.h5.zip")
+    with pytest.raises(BundleError, match="improves no solve"):
+        bundle._canvas_network(32, "bundle")
