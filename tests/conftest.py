@@ -1,8 +1,9 @@
-"""Hypothesis profiles: `quick` for every run, `long` (HYPOTHESIS_PROFILE=long, `make test-all`) for proofs."""
+"""Hypothesis profiles, `quick` for every run, `long` (HYPOTHESIS_PROFILE=long, `make test-all`) for proofs; Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -10,3 +11,6 @@ _SLOW_BUT_MEANT = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("quick", max_examples=30, deadline=None, suppress_health_check=_SLOW_BUT_MEANT)
 settings.register_profile("long", max_examples=400, deadline=None, suppress_health_check=_SLOW_BUT_MEANT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background; the programs they start want Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)

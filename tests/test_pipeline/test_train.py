@@ -21,7 +21,11 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from catalogs.index import list_entries  # noqa: E402  # behind the check that torch is there
 from catalogs.run_page import page_data  # noqa: E402
 from pipeline import reconstruct, train  # noqa: E402
+from pipeline.config import TrainConfig, parse_setting, resolve_config  # noqa: E402
+from pipeline.evaluation.folder import begin_run  # noqa: E402
+from pipeline.evaluation.run import run_training  # noqa: E402
 from pipeline.learning.bundle import load_bundle  # noqa: E402
+from pipeline.scan.declaration import Declaration  # noqa: E402
 from pipeline.scan.record import open_record  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.physics_scans import Scan, make_scan  # noqa: E402
@@ -162,6 +166,39 @@ def test_a_training_killed_at_a_random_instant_goes_on_to_the_same_bundle(
     assert resumed(output) == (trained[0] / "wts.h5.zip").read_bytes()
     lines = (output / "metrics.jsonl").read_text().splitlines()
     assert lines == (trained[0] / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_a_stopped_training_repeats_no_step(steps: int, store: Path, tmp_path: Path) -> None:
+    sets = dict(map(parse_setting, QUICK[1:8:2]))
+    config = resolve_config(
+        TrainConfig, settings={**sets, "stream.batch_size": 40, "fit.steps": 12, "network.width": 4,
+                               "prior.name": "quadratic", "prior.weight": 0.03, "refine.what": "none"},
+    )  # fmt: skip
+    run = begin_run(
+        store, tmp_path / "run", config, kind="train", said=Declaration(), catalog=None, command=[],
+        check=lambda record: None,
+    )  # fmt: skip
+    counted: list[str] = []
+
+    def counting(name: str, passes: int, *, stop: int = 99):
+        calls: list[int] = []
+
+        def advance(done: int) -> None:
+            calls.append(done)
+            if len(calls) > 1:  # the first call tells what was done before
+                counted.append(name)
+            if name == "fit" and len(calls) > stop:
+                raise KeyboardInterrupt
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(run, tell=functools.partial(counting, stop=steps))
+    before = len(counted)
+    run_training(run, tell=counting)
+    assert counted.count("fit") == 12
+    assert set(counted[before:]) == {"fit"}
 
 
 @pytest.mark.long
