@@ -21,8 +21,8 @@ from pipeline.physics.patches import PatchOptics
 LEVEL_WEIGHT: Final = 1e-4
 """Weight of the flat object in a stitched one, in units of max |P|^2: what is left where no light fell."""
 
-_MOST_PIXELS: Final = 1 << 26
-"""Of all canvases of a batch together: 512 MiB in complex64."""
+_MOST_PIXELS: Final = 1 << 24
+"""Of all canvases of a batch together, one for each member: 128 MiB in complex64, a few times over in a step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ def plots_of(positions: Tensor, optics: PatchOptics, *, cluster_size: int) -> Pl
     local = in_cluster - in_cluster.amin(1, keepdim=True).floor()
     height, width = ((int(extent) + support + 1) for extent in local.amax((0, 1)).floor())
     n_pixels = (height + 2) * (width + 2)
-    if b * n_pixels > _MOST_PIXELS:
+    if b * c * n_pixels > _MOST_PIXELS:
         raise PlanError(
             f"the frames of a cluster lie up to {height} x {width} px apart, too far to be stitched",
             code="groups.apart",
@@ -150,11 +150,22 @@ def other_groups(plots: Plots, indices: Tensor) -> View:
     Parameters
     ----------
     indices : (B, C) int64, the frame of each member, as `Batch.indices`.
+
+    Raises
+    ------
+    PlanError
+        There is no such group for any member, so that nothing could be learned.
     """
     frames = indices.reshape(-1)
     holds = (frames[:, None, None] == indices).any(-1)
-    same = plots.cluster[plots.group][:, None] == plots.cluster
-    return _view(plots, (same & ~holds).to(plots.light.dtype), rows=torch.arange(len(frames)))
+    others = (plots.cluster[plots.group][:, None] == plots.cluster) & ~holds
+    if not bool(others.any()):
+        raise PlanError(
+            f"{len(frames)} frames of a batch, and none has a neighbour in it that has not seen it, to be judged by",
+            code="groups.alone",
+            hint="--batches cluster, and a larger --batch-size",
+        )
+    return _view(plots, others.to(plots.light.dtype), rows=torch.arange(len(frames)))
 
 
 def _view(plots: Plots, shares: Tensor, *, rows: Tensor) -> View:
