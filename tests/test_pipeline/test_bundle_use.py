@@ -210,7 +210,7 @@ def test_a_scan_without_probe_is_refused_without_a_bundle(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"model": "cnn"}, "of the model 'cnn'; expected canvas"),
+        ({"model": "cnn"}, "the model cnn takes a Batch"),
         ({"config": {"frame_side": 32, "configuration": {}}}, "no 'prior'"),
         ({"config": {"prior": {"name": "tv", "lam": 0.01}}}, "no 'configuration'"),
         ({"weights": {}}, "'first.weight' is missing"),
