@@ -196,7 +196,7 @@ class FitConfig:
 class NetworkConfig:
     """The network: channels of its finest scale, how many coarser scales it has, and its precision while it computes.
 
-    bfloat16 : multiply in 8 bits of mantissa, add in float32; twice as fast where the processor can.
+    bfloat16 : multiply in 8 bits of mantissa, add in float32; twice as fast or slower, as the processor is made.
     """
 
     width: int = 24
@@ -349,7 +349,7 @@ def training_defaults(model: str = "canvas", *, gridsize: int = 1) -> TrainConfi
             model="patch",
             refine=known,
             stream=replace(stream, batch_size=max(32 // gridsize**2, 1), batches="cluster"),
-            network=NetworkConfig(width=24, depth=1),
+            network=NetworkConfig(width=24, depth=1, bfloat16=False),
             fit=FitConfig(steps=2050, learning_rate=2e-3, warmup=50),
         )
     if model == "cnn":
