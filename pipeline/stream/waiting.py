@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,11 +24,13 @@ class TimedBatches:
     def __init__(self, stream: ScanStream, *, num_workers: int = 0) -> None:
         """Nothing is read before the first batch is asked for."""
         self._workers = num_workers
-        self._batches: Iterator[Batch | PipelineError] = iter(
-            DataLoader(_Told(stream), batch_size=None, num_workers=num_workers, worker_init_fn=_obey)
-            if num_workers
-            else stream
-        )
+        with warnings.catch_warnings():  # so many were asked for; torch doubts more than the cores
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            self._batches: Iterator[Batch | PipelineError] = iter(
+                DataLoader(_Told(stream), batch_size=None, num_workers=num_workers, worker_init_fn=_obey)
+                if num_workers
+                else stream
+            )
         self._begun = False
         self.waited_s = 0.0
 

@@ -223,7 +223,6 @@ def test_positions_stay_where_only_the_probe_is_refined(hard: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("case", ["known", "refined"])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_workers_change_no_bit(case: str, good: Path, hard: Path, tmp_path: Path) -> None:
     store, config = (good, KNOWN) if case == "known" else (hard, REFINED)
     alone, _ = found_in(store, config, tmp_path / "a")

@@ -75,7 +75,6 @@ def trained(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytes
     return *request.param, output
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_training_gives_the_same_bytes_with_workers_and_after_a_stop(trained, store: Path, tmp_path: Path) -> None:
     model, gridsize, output = trained
     whole = (output / "wts.h5.zip").read_bytes()
