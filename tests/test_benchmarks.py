@@ -135,3 +135,23 @@ def test_the_step_benchmark_puts_every_model_beside_the_plain_one(tmp_path: Path
     assert [int(row[2]) for row in rows] == [16, 192, 32, 32, 16, 64]
     assert rows[0][-1] == "1.00"
     assert {float(row[head.index("CPU-s a step")]) > 0 for row in rows} == {True}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_models_benchmark_puts_networks_between_true_patches_and_the_flat_object(tmp_path: Path) -> None:
+    from benchmarks.models import bounds, measure, rows_table
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import store_of
+
+    pair = store_of(make_scan(noise=True), tmp_path / "a.zarr"), store_of(make_scan(noise=True), tmp_path / "b.zarr")
+    settings = {
+        "solver.iterations": 4, "solver.batch_pixels": 51200, "fit.steps": 5, "stream.batch_size": 16,
+        "network.width": 4,
+    }  # fmt: skip
+    flat, perfect = bounds(pair[1], scored=(20, 60))
+    assert perfect < 0.1 < flat < 1
+    row = measure("grf", pair, "patch:1", tmp_path / "w", seed=0, settings=settings, scored=(20, 60))
+    assert row.aligned is not None
+    assert perfect < row.raw < 1
+    (line,) = cells_of(rows_table([row], {"grf": (flat, perfect)}))[1:]
+    assert line[:3] == ["grf", "patch:1", "0"]
