@@ -111,6 +111,7 @@ def exact_batch(n_groups: int, members: int, *, modes: int = 1, dose: float = 1.
     return Batch(amplitude, positions, offsets, positions - offsets[:, None], None, nearest, None, 0, 0), optics
 
 
+@torch.no_grad()
 def made_of(batch: Batch, optics: PatchOptics, network: PatchNetwork) -> torch.Tensor:
     return patches_of(network.double(), batch, optics, photons_scale=1.0, damping=0.1)
 
@@ -258,6 +259,7 @@ def test_training_on_frames_alone_finds_the_object(gridsize: int) -> None:
     network = patch_network(SMALL, PatchConfig(), seed=0)
     task = task_of(network, gridsize=gridsize)
 
+    @torch.no_grad()
     def error() -> float:
         say = functools.partial(patches_of, network, optics=task.optics, photons_scale=1.0, damping=0.1)
         pieces = placed(stream(gridsize, batches="sequential", epochs=1), say)
