@@ -11,6 +11,7 @@ import pytest
 from benchmarks import convert, formats
 
 
+@pytest.mark.long
 def test_the_conversion_benchmark_measures_all_three_programs(tmp_path: Path) -> None:
     rows = convert.measure(tmp_path, n_frames=8, side=16, photons=1e3, repeats=1)
     assert len(rows) == 6
@@ -123,6 +124,7 @@ def test_the_training_benchmark_compares_network_and_solver_on_the_scan_of_anoth
     assert medians[0][5:] == ["choice, CPU-s", "solve, CPU-s", "halves, CPU-s", "fit, CPU-s"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_the_step_benchmark_puts_every_model_beside_the_plain_one(tmp_path: Path) -> None:
     from benchmarks.train_step import CASES, PLAIN, costs_table, measure
@@ -137,6 +139,7 @@ def test_the_step_benchmark_puts_every_model_beside_the_plain_one(tmp_path: Path
     assert {float(row[head.index("CPU-s a step")]) > 0 for row in rows} == {True}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_the_models_benchmark_puts_networks_between_true_patches_and_the_flat_object(tmp_path: Path) -> None:
     from benchmarks.models import bounds, measure, rows_table
