@@ -175,7 +175,7 @@ def expected(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.mark.parametrize(
     ("kind", "kib"),
     [
-        ("reconstruct", 60),  # its first state
+        pytest.param("reconstruct", 60, marks=pytest.mark.long),  # its first state
         pytest.param("reconstruct", 400, marks=pytest.mark.long),  # its picture and report
         pytest.param("train", 300, marks=pytest.mark.long),
         pytest.param("train", 900, marks=pytest.mark.long),

@@ -227,7 +227,9 @@ def test_a_run_killed_at_a_random_instant_goes_on_to_the_same_bytes(
     assert resumed(output) == expected
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
+)
 def test_a_signal_keeps_the_state_and_says_how_to_go_on(
     store: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:

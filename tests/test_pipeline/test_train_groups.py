@@ -110,9 +110,7 @@ def test_a_reconstruction_keeps_the_solver_beside_the_object_of_patches(trained,
 
 
 def test_phases_are_aligned_where_asked_for_and_it_is_told(trained, store: Path, tmp_path: Path) -> None:
-    model, _, output = trained
-    if model == "cnn":
-        pytest.skip("one model is enough")
+    _, _, output = trained
     options = ("--bundle", output / "wts.h5.zip", *SOLVE, "--json")
     data_of(run_main(reconstruct.main, store, "--output", tmp_path / "a", "--align-phases", "20", *options))
     data_of(run_main(reconstruct.main, store, "--output", tmp_path / "b", *options))
