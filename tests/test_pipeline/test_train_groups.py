@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from pipeline import reconstruct, train  # noqa: E402  # behind the check that t
 from pipeline.config import StreamConfig, TrainConfig, resolve_config  # noqa: E402
 from pipeline.errors import BundleError  # noqa: E402
 from pipeline.learning.bundle import Bundle, load_bundle  # noqa: E402
+from pipeline.learning.estimate import estimate  # noqa: E402
+from pipeline.learning.grouped import group_task  # noqa: E402
+from pipeline.learning.journal import Journal  # noqa: E402
+from pipeline.learning.prepare import fit_stream  # noqa: E402
+from pipeline.physics.passes import open_scene  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.physics_scans import Scan, make_scan  # noqa: E402
@@ -200,3 +206,27 @@ def test_a_group_model_improves_no_solve(trained) -> None:
     bundle: Bundle = load_bundle(output / "wts.h5.zip")
     with pytest.raises(BundleError, match="improves no solve"):
         bundle._canvas_network(32, "bundle")
+
+
+@pytest.mark.parametrize("model", ["patch", "cnn"])
+def test_positions_that_were_refined_are_those_that_the_network_is_trained_with(
+    model: str, store: Path, tmp_path: Path
+) -> None:
+    config = resolve_config(
+        TrainConfig,
+        settings={"model": model, "stream.gridsize": 2, "prior.name": "quadratic", "prior.weight": 0.03,
+                  "solver.iterations": 1, "network.width": 4},
+    )  # fmt: skip
+    scene = open_scene(store)
+    journal = Journal(tmp_path / "states", identity={}, tell=lambda name, passes: lambda done: None)
+    found = estimate(scene, config.solving, journal)
+    shift = torch.from_numpy(np.random.default_rng(1).normal(0, 2, (scene.n_frames, 2)))
+    stream, _ = fit_stream(store, config)
+    batch = next(iter(stream))
+    moved = batch._replace(positions=batch.positions + shift[batch.indices])
+    told, there, stored = (
+        float(group_task(scene, replace(found, shift=by), config).loss(seen, 0).detach())
+        for by, seen in ((shift, batch), (None, moved), (None, batch))
+    )
+    assert told == there
+    assert told != stored
