@@ -73,8 +73,8 @@ class Plain(nn.Module):
         up: list[nn.Module] = []
         for level in reversed(range(depth)):
             out = width * 2**level
-            up += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, out, 3, padding=1)]
-            up += [nn.ReLU(), nn.Upsample(scale_factor=2)]
+            up += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(), nn.Conv2d(out, out, 3, padding=1), nn.ReLU()]
+            up.append(nn.Upsample(scale_factor=2))
             channels = out
         return nn.Sequential(*up, nn.Conv2d(channels, 1, 3, padding=1))
 
