@@ -60,9 +60,10 @@ def main(
 ) -> Outcome:  # fmt: skip
     """Train on SOURCE (a store, a legacy NPZ, or a catalog's name) from its photons alone, no truth needed.
 
-    Two splits of its frames into halves are solved; the network learns to improve each solve in the eyes of the frames
-    that it did not use. RUN then holds wts.h5.zip, report.html, report.json and metrics.jsonl; the same inputs give
-    the same bytes. A run that was stopped goes on with --resume RUN.
+    The scan is solved first. The model canvas learns to improve the solves of halves of its frames in the eyes of the
+    frames that they did not use; patch and cnn learn from a frame or a group to its patches. RUN then holds wts.h5.zip,
+    report.html, report.json and metrics.jsonl; the same inputs give the same bytes. A run that was stopped goes on with
+    --resume RUN.
     """
     flags = {
         "model": ("--model", model), "prior.name": ("--prior", prior), "refine.modes": ("--modes", modes),

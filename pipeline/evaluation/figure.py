@@ -320,7 +320,7 @@ def draw_losses(losses: Sequence[float], title: str) -> Figure:
         means = np.convolve(np.asarray(losses), np.ones(width) / width, mode="valid")
         ax.plot(steps[width - 1 :], means, color=PINK, linewidth=1.5, label=f"mean of {width}")
     ax.set_xlabel("step", color=SOFT, fontsize=TEXT)
-    ax.set_ylabel("loss of the other half", color=SOFT, fontsize=TEXT)
+    ax.set_ylabel("training loss", color=SOFT, fontsize=TEXT)
     ax.tick_params(labelsize=TEXT)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=TEXT, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

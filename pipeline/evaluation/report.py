@@ -261,8 +261,8 @@ def _training(fit: Facts) -> Iterable[tuple[str, str]]:
     yield "Model", _text(fit.get("model"))
     yield "Steps", _number(fit.get("steps"))
     yield "Frames in a batch", _number(fit.get("batch_size"))
-    yield "Loss of the other half, first steps", _number(fit.get("loss_first"))
-    yield "Loss of the other half, last steps", _number(fit.get("loss_last"))
+    yield "Training loss, first steps", _number(fit.get("loss_first"))
+    yield "Training loss, last steps", _number(fit.get("loss_last"))
     yield "Order of the batches, SHA-256", _text(fit.get("order_sha256"))
 
 

@@ -22,7 +22,7 @@ def make_deterministic(*, threads: int, strict: bool = True) -> None:
 def deterministic(*, threads: int) -> Iterator[None]:
     """`make_deterministic` for the length of a `with`, for what is called from a program of someone else."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # untyped
     make_deterministic(threads=threads)
     try:
         yield
