@@ -37,6 +37,7 @@ VERBS = {
     "reconstruct": ("pipeline.reconstruct:main", "a scan's frames to its object, with a report"),
     "train": ("pipeline.train:main", "a scan's frames to a network and its bundle"),
     "simulate": ("pipeline.simulate.__main__:main", "a named simulation as a store or NPZ"),
+    "study": ("pipeline.study.__main__:main", "the dose x overlap x gridsize study, stage by stage"),
     "catalog": ("catalogs.__main__:main", "list stores and runs, look into one"),
 }
 """Verb -> ("module:function", what it does): the one console script and the groups import a verb when it runs."""
@@ -53,8 +54,7 @@ EXTRAS = {
 """Module -> the extra of this distribution that brings it."""
 
 EXIT_FINDINGS = 3
-EXIT_FAILED = 4
-"""From this code on an outcome is a failure (`ok` is false), below it there are at most findings."""
+"""Findings or partial success; of any other code but 0 an outcome is a failure (`ok` is false)."""
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk, or one's share of it, is full."""
 PROGRESS_EVERY_S = 10.0
@@ -76,9 +76,9 @@ class Outcome:
 Body = Callable[..., Outcome]
 
 
-def as_typed(ctx: click.Context, module: str) -> list[str]:
+def as_typed(ctx: click.Context, *module: str) -> list[str]:
     """The command that does the same again: every argument and option that was typed, however the verb was reached."""
-    return ["python", "-m", module, *(word for _, words in _typed(ctx) for word in words)]
+    return ["python", "-m", *module, *(word for _, words in _typed(ctx) for word in words)]
 
 
 def _typed(ctx: click.Context) -> Iterator[tuple[str, list[str]]]:
@@ -125,8 +125,8 @@ def command(schema: str) -> Callable[[Body], click.Command]:
 
 
 def _envelope(schema: str, outcome: Outcome) -> Mapping[str, object]:
-    told: dict[str, object] = {"schema": schema, "ok": outcome.exit_code < EXIT_FAILED, "data": outcome.data}
-    if outcome.exit_code >= EXIT_FAILED:
+    told: dict[str, object] = {"schema": schema, "ok": outcome.exit_code in (0, EXIT_FINDINGS), "data": outcome.data}
+    if outcome.exit_code not in (0, EXIT_FINDINGS):
         message = outcome.text.partition("\n")[0]
         told["error"] = {"code": "findings", "message": message, "hint": None, "exit": outcome.exit_code}
     return {**told, "warnings": list(outcome.warnings)}

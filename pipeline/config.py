@@ -378,14 +378,21 @@ def read_toml(path: Path, *, known: Iterable[str]) -> Mapping[str, object]:
     ConfigError
         The file is not TOML, or a key is unknown (the nearest known key is suggested).
     """
-    table = _loads(path)
+    table = read_table(path)
     names = sorted(known)
     for key in table:
-        _refuse_unknown(key, names, where=f"{path}: ")
+        refuse_unknown(key, names, where=f"{path}: ")
     return table
 
 
-def _loads(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or it is not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -396,7 +403,13 @@ def _loads(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {exc}", code="config.toml") from exc
 
 
-def _refuse_unknown(key: str, names: Sequence[str], *, where: str) -> None:
+def refuse_unknown(key: str, names: Sequence[str], *, where: str = "") -> None:
+    """Refuse a key that is not among the names; the nearest is suggested.
+
+    Raises
+    ------
+    ConfigError
+    """
     if key in names:
         return
     near = difflib.get_close_matches(key, names, n=1)
@@ -446,7 +459,7 @@ class _Given:
 
 
 def _of_file(file: Path | None) -> dict[str, _Given]:
-    return {} if file is None else {key: _Given(value, str(file)) for key, value in _flat(_loads(file)).items()}
+    return {} if file is None else {key: _Given(value, str(file)) for key, value in flat(read_table(file)).items()}
 
 
 def _given(settings: Mapping[str, object]) -> dict[str, _Given]:
@@ -467,7 +480,7 @@ def _resolved(kind: type[Tree], given: Mapping[str, _Given]) -> Tree:
     known = dict(_leaves(kind))
     try:
         for key in given:
-            _refuse_unknown(key, sorted(known), where="")
+            refuse_unknown(key, sorted(known), where="")
         values = {key: _typed(key, one.value, known[key]) for key, one in given.items()}
         return _changed(_defaults(kind, values), values)
     except ConfigError as exc:
@@ -486,7 +499,7 @@ def restore_config(kind: type[Tree], table: Mapping[str, Any]) -> Tree:
     ConfigError
         See `resolve_config`.
     """
-    return resolve_config(kind, settings=_flat(table))
+    return resolve_config(kind, settings=flat(table))
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -547,10 +560,11 @@ def _leaves(kind: type[Any], place: str = "") -> Iterable[tuple[str, Any]]:
         yield from _leaves(hints[name], f"{place}{name}.")
 
 
-def _flat(table: Mapping[str, Any], place: str = "") -> dict[str, object]:
+def flat(table: Mapping[str, Any], place: str = "") -> dict[str, object]:
+    """The values of nested tables under dotted keys."""
     found: dict[str, object] = {}
     for name, value in table.items():
-        found |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
+        found |= flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
     return found
 
 

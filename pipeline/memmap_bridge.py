@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, EnvironmentFault, PlanError
 from pipeline.sampling.grouping import group_frames
 from pipeline.scan.chunks import chunk_ref, read_all, read_amplitude_ref
-from pipeline.scan.declaration import STACK_KEYS, Declaration
+from pipeline.scan.declaration import Declaration
 from pipeline.scan.frames import StackSource, disk_axes
 from pipeline.scan.geometry import to_pixels
-from pipeline.scan.ingest import IngestPlan, canonical_coordinate, canonical_values, open_frames, plan_ingest
+from pipeline.scan.ingest import IngestPlan, canonical_coordinate, canonical_values, data_001, open_frames, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.npy import raw_bytes
-from pipeline.scan.npz import open_npz
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
 from pipeline.scan.storing import amplitude_blocks
@@ -172,7 +171,9 @@ class MemmapDatasetBridge:
         return np.stack(patches, axis=3)
 
     def _from_npz(self, path: Path) -> dict[str, NDArray[Any]]:
-        plan = plan_ingest(path, self._declared(path))
+        said, notes = data_001(path, self.config.declaration)
+        self.notes += notes
+        plan = plan_ingest(path, said)
         values = canonical_values(plan)
         shape = (plan.layout.roles.n_frames, *plan.layout.roles.frame_shape)
         for axis in ("y", "x"):
@@ -191,16 +192,6 @@ class MemmapDatasetBridge:
                 self.notes.append(f"{source.member.name!r} holds {plan.layout.quantity}; handing out square roots")
             values["diffraction"] = _spilled(shape, blocks)
         return values
-
-    def _declared(self, path: Path) -> Declaration:
-        """The config's declaration and what the bridge declares: DATA-001, and `diffraction` before `diff3d`."""
-        said = self.config.declaration
-        if said.quantity is None:
-            said = replace(said, contract="data-001")
-        if said.key is None and set(STACK_KEYS) <= set(open_npz(path).members):
-            self.notes.append("both 'diffraction' and 'diff3d' are there; taking 'diffraction'")
-            said = replace(said, key="diffraction")
-        return said
 
     def _from_store(self, path: Path) -> dict[str, NDArray[Any]]:
         record = open_record(path.absolute())

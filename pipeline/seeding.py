@@ -34,6 +34,7 @@ class Purpose(StrEnum):
     WEIGHTS = "weights"
     STEP = "step"
     SUBSAMPLE = "subsample"
+    VIEW = "view"
 
 
 def _philox(seed: int, purpose: Purpose, keys: tuple[int, ...]) -> np.random.Philox:

@@ -1,4 +1,4 @@
-"""`python -m pipeline.verify PATH`: re-hash everything that a store, a bundle or a run claims."""
+"""`python -m pipeline.verify PATH`: re-hash everything that a store, a bundle, a run or a study claims."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ EXIT_DAMAGED = 6
 @command("ptychozarr.verify/1")
 @click.argument("path", type=click.Path(path_type=Path))
 def main(*, path: Path) -> Outcome:
-    """Re-hash everything that PATH claims: a store, a bundle (wts.h5.zip), or the folder of a run.
+    """Re-hash everything that PATH claims: a store, a bundle (wts.h5.zip), the folder of a run, or that of a study.
 
     A store is compared with its manifest, a bundle byte for byte with what its manifest allows. Of a run its store,
-    its reconstruction and its bundle are, and whether they and its report name each other rightly.
+    its reconstruction and its bundle are, and whether they and its report name each other rightly. Of a study all of
+    that, and its manifests.
 
-    Exit 0: complete and unchanged. Exit 3: unchanged as far as it is there, but a run is not finished or its store has
-    gone. Exit 6: each differing, missing or unlisted file is named, with its frames.
+    Exit 0: complete and unchanged. Exit 3: unchanged as far as it is there, but a run is not finished, its store has
+    gone, or a job of a study failed. Exit 6: each differing, missing or unlisted file is named, with its frames.
     """
     from pipeline.errors import NotFoundError, SourceError
     from pipeline.scan.audit_run import is_run
+    from pipeline.scan.audit_study import is_study
     from pipeline.scan.record import is_store
 
     if not path.exists():
@@ -37,8 +39,10 @@ def main(*, path: Path) -> Outcome:
         return _store(path)
     if is_run(path):
         return _run(path)
+    if is_study(path):
+        return audited_study(path)
     raise SourceError(
-        f"{path}: neither a ptychozarr store (no zarr.json, no manifest.json) nor a run (no run.json)",
+        f"{path}: neither a ptychozarr store (no zarr.json, no manifest.json), nor a run (no run.json), nor a study",
         code="store.foreign",
     )
 
@@ -71,6 +75,23 @@ def _run(path: Path) -> Outcome:
     whole, damaged = f"a run of {audit.run_kind}", f"a run of {audit.run_kind}, {len(audit.damages)} damaged"
     parts = [f"  {part.name}: {_size(part.n_files, part.n_bytes)}, sha256 {part.sha256}" for part in audit.parts]
     return _outcome(path, "run", asdict(audit), whole=whole, damaged=damaged, parts=parts)
+
+
+def audited_study(path: Path) -> Outcome:
+    """What re-hashing the study at `path` found, as `study verify` tells it too.
+
+    Raises
+    ------
+    NotFoundError
+        There is no manifest of a study.
+    """
+    from pipeline.scan.audit_study import audit_study
+
+    audit = audit_study(path, tell=lambda name, total: progress(name, total, unit="byte"))
+    size = sum(part.n_bytes for part in audit.parts)
+    whole = f"a study of {len(audit.manifests)} manifests and {len(audit.parts)} parts, {size} bytes"
+    damaged = f"a study, {len(audit.damages)} damaged"
+    return _outcome(path, "study", asdict(audit), whole=whole, damaged=damaged, parts=())
 
 
 def _size(n_files: int, n_bytes: int) -> str:

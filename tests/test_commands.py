@@ -23,6 +23,7 @@ MODULES = {
     "train": "pipeline.train",
     "simulate": "pipeline.simulate",
     "verify": "pipeline.verify",
+    "study": "pipeline.study",
     "catalog": "catalogs",
 }
 
@@ -51,7 +52,8 @@ def test_imports_load_no_torch_zarr_or_xarray(statement: str) -> None:
 
 @pytest.mark.parametrize("module", [*MODULES.values(), "pipeline.cli"])
 def test_help_loads_no_torch_zarr_or_xarray(module: str) -> None:
-    name = {"pipeline.simulate": "pipeline.simulate.__main__", "catalogs": "catalogs.__main__"}.get(module, module)
+    packages = {"pipeline.simulate", "pipeline.study", "catalogs"}
+    name = f"{module}.__main__" if module in packages else module
     statement = f"from {name} import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
     assert heavy_modules_after(statement) == "[]"
 

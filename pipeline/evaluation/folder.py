@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,6 @@ from pipeline.errors import (
     EnvironmentFault,
     IntegrityError,
     InterruptedRun,
-    LockedError,
     NotFoundError,
     PipelineError,
     SourceError,
@@ -38,7 +35,7 @@ from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.record import StoreRecord, open_record
-from pipeline.scan.staging import staged_folder
+from pipeline.scan.staging import only_here, staged_folder, sweep
 from pipeline.stream.waiting import faults_of_workers
 
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")
@@ -191,13 +188,8 @@ def at_work(run: RunFolder) -> Iterator[None]:
     """
     again = resuming(run.kind, run.path)
     hint = f"go on with: {again}"
-    with (run.path / FACTS_NAME).open("r+b") as file:
-        try:
-            # not flock: its lock would live on in reading processes that outlive this one
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as exc:
-            raise LockedError(f"{run.path}: another process is at work there", code="run.locked") from exc
-        _sweep(run.path)
+    with only_here(run.path / FACTS_NAME, place=run.path):
+        sweep(run.path)
         try:
             with _faults_told(run.path, resume=again), faults_of_workers():
                 yield
@@ -205,15 +197,6 @@ def at_work(run: RunFolder) -> Iterator[None]:
             raise InterruptedRun(f"{run.path}: interrupted, state kept", code="interrupted", hint=hint) from exc
         except SystemExit as exc:
             raise TerminatedRun(f"{run.path}: terminated, state kept", code="terminated", hint=hint) from exc
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
-    for stale in folder.glob(".*.partial"):
-        if stale.is_dir() and not stale.is_symlink():
-            shutil.rmtree(stale)
-        else:
-            stale.unlink()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.scan import embedded
 from pipeline.scan import npz as npz_file
-from pipeline.scan.declaration import Declaration, declared_for
+from pipeline.scan.declaration import STACK_KEYS, Declaration, declared_for
 from pipeline.scan.frames import StackSource
 from pipeline.scan.geometry import to_pixels, zero_frequency_is_central
 from pipeline.scan.legacy import Facts, LegacyLayout, Placement, Roles, interpret, name_members
@@ -88,6 +88,18 @@ def plan_ingest(path: Path, declaration: Declaration, *, drop_original: bool = F
     layout = interpret(roles, npz.members, facts, declaration, where=str(path))
     refuse_no_counts(sample, layout.quantity, f"{path}: {roles.stack!r}")
     return IngestPlan(npz=npz, layout=layout, declaration=declaration, metadata_text=text, drop_original=drop_original)
+
+
+def data_001(path: Path, said: Declaration) -> tuple[Declaration, tuple[str, ...]]:
+    """What the contract DATA-001 declares of a file, besides what was said: float means amplitude; and notes on it.
+
+    Where both stacks are there `diffraction` is taken, as the readers of that contract did.
+    """
+    if said.quantity is None:
+        said = replace(said, contract="data-001")
+    if said.key is None and set(STACK_KEYS) <= set(npz_file.open_npz(path).members):
+        return replace(said, key="diffraction"), ("both 'diffraction' and 'diff3d' are there; taking 'diffraction'",)
+    return said, ()
 
 
 def open_frames(plan: IngestPlan, *, beside: Path) -> StackSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import ConfigError, NotFoundError, TargetExistsError
+from pipeline.errors import ConfigError, LockedError, NotFoundError, TargetExistsError
 
 _HERE: Final = -100  # AT_FDCWD: relative to the current folder, as everywhere
 _NO_REPLACE: Final = 1
@@ -56,6 +57,33 @@ def staged_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         stage.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_here(path: Path, *, place: Path) -> Iterator[None]:
+    """Keep other processes away from a place, by a lock on the existing file `path` that ends with this process.
+
+    Raises
+    ------
+    LockedError
+        Another process is at work there.
+    """
+    with path.open("r+b") as file:
+        try:
+            # not flock: its lock would live on in child processes that outlive this one
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as exc:
+            raise LockedError(f"{place}: another process is at work there", code="run.locked") from exc
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process had not finished writing in a folder."""
+    for stale in folder.glob(".*.partial"):
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
 
 
 def refuse_target(target: Path, *, suffix: str, source: Path) -> None:

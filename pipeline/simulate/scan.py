@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,41 +40,53 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Simulation:
-    """A scan ready to be computed; `probe` is calibrated so that frames hold `photons_per_frame` on average."""
+    """A scan ready to be computed; `probe` is calibrated so that frames hold `photons_per_frame` on average.
 
-    recipe: Recipe
-    seed: int
+    about : what was asked for, as provenance has it. noise_seed : of the photons. frames : (n,) int64, which of the
+    geometry's positions are frames of this scan; the photons of a frame are its own, whichever others are taken.
+    """
+
+    about: Mapping[str, Any]
+    noise_seed: int
     photons_per_frame: float
     object: NDArray[np.complex64]
     geometry: Geometry
+    frames: NDArray[np.int64]
     dtype: np.dtype[Any]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(frame, y, x)."""
         side = self.geometry.probe.shape[1]
-        return len(self.geometry.positions), side, side
+        return len(self.frames), side, side
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """(n, 2) float64 pairs (y, x) of the frames, object pixels."""
+        return self.geometry.positions[self.frames]
 
     def counts(self, start: int, stop: int) -> NDArray[Any]:
         """Photon counts of the frames start ... stop - 1: (k, y, x), the same however frames are cut into blocks."""
-        blocks = []
-        for first, expected in self._expected(start, stop):
-            counts = poisson_counts(expected, first, self.recipe.stream_seed(self.seed))
-            assert counts.max(initial=0) <= np.iinfo(self.dtype).max, "the peak was looked at before"
-            blocks.append(counts.astype(self.dtype, copy=False))
-        return np.concatenate(blocks)
+        counts = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for first in range(start, stop, BLOCK_FRAMES):
+            taken = self.frames[first : min(first + BLOCK_FRAMES, stop)]
+            for row, (frame, expected) in enumerate(
+                zip(taken, _expected(self.object, self.geometry, taken), strict=True), start=first - start
+            ):
+                drawn = poisson_counts(expected[np.newaxis], int(frame), self.noise_seed)[0]
+                assert drawn.max() <= np.iinfo(self.dtype).max, "the peak was looked at before"
+                counts[row] = drawn
+        return counts
 
-    def _expected(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        return _expected_blocks(self.object, self.geometry, start, stop)
+    def labels(self, start: int, stop: int) -> NDArray[np.complex64]:
+        """What the frames start ... stop - 1 see of the object: (k, y, x) complex64."""
+        positions = self.positions[start:stop]
+        return extract_patches(self.object.astype(np.complex128), positions, self.shape[1]).astype(np.complex64)
 
 
-def _expected_blocks(
-    obj: NDArray[np.complex64], geometry: Geometry, start: int, stop: int
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    for first in range(start, stop, BLOCK_FRAMES):
-        positions = geometry.positions[first : min(first + BLOCK_FRAMES, stop)]
-        patches = extract_patches(obj.astype(np.complex128), positions, geometry.probe.shape[1])
-        yield first, expected_intensity(patches, geometry.probe.astype(np.complex128))
+def _expected(obj: NDArray[np.complex64], geometry: Geometry, frames: NDArray[np.int64]) -> NDArray[np.float64]:
+    patches = extract_patches(obj.astype(np.complex128), geometry.positions[frames], geometry.probe.shape[1])
+    return expected_intensity(patches, geometry.probe.astype(np.complex128))
 
 
 def plan_simulation(
@@ -105,24 +117,71 @@ def plan_simulation(
             : geometry.object_shape[0], : geometry.object_shape[1]
         ]
     )
+    about = {
+        "recipe": recipe.name, "seed": seed, "photons_per_frame": photons, "amplitude": recipe.amplitude,
+        "phase": recipe.phase, "like": geometry.taken_from,
+    }  # fmt: skip
+    return calibrated(obj, geometry, photons_per_frame=photons, noise_seed=stream, about=about)
+
+
+def plan_resimulation(base: Path, said: Declaration, *, seed: int, photons_per_frame: float) -> Simulation:
+    """The scan `base` again, frame by frame, with the photons of another dose.
+
+    Parameters
+    ----------
+    base
+        A store or a legacy NPZ with object, probe and positions; its frames are not looked at.
+    said
+        What is declared of an NPZ. That its object is the true one is taken for granted.
+
+    Raises
+    ------
+    ConfigError
+        The dose is not positive, or the peak exceeds 32 bits.
+    SourceError
+        There is no object or no probe, frames are not square, or one sees nothing of the object.
+    """
+    obj, geometry = _base(base, said)
+    side = geometry.probe.shape[1]
+    corner = geometry.positions - side // 2
+    beside = ((corner + side <= 0) | (corner >= geometry.object_shape)).any(axis=1)
+    if beside.any():
+        first = int(np.argmax(beside))
+        raise SourceError(
+            f"{base}: frame {first} at {geometry.positions[first].tolist()} (y, x) sees nothing of its object of "
+            f"{obj.shape[0]} x {obj.shape[1]} pixels",
+            code="simulate.positions",
+            hint="--position-origin or --positions, where the coordinates mean something else",
+        )
+    about = {"base": geometry.taken_from, "seed": seed, "photons_per_frame": photons_per_frame}
+    return calibrated(obj, geometry, photons_per_frame=photons_per_frame, noise_seed=seed, about=about)
+
+
+def calibrated(
+    obj: NDArray[np.complex64], geometry: Geometry, *, photons_per_frame: float, noise_seed: int,
+    about: Mapping[str, Any],
+) -> Simulation:  # fmt: skip
+    """The scan of an object, its probe multiplied so that frames hold so many photons on average.
+
+    Raises
+    ------
+    ConfigError
+        The dose is not positive, or the peak exceeds 32 bits.
+    """
     totals, peak = 0.0, 0.0
-    n_frames = len(geometry.positions)
-    for _, expected in _expected_blocks(obj, geometry, 0, n_frames):
+    frames = np.arange(len(geometry.positions), dtype=np.int64)
+    for first in range(0, len(frames), BLOCK_FRAMES):
+        expected = _expected(obj, geometry, frames[first : first + BLOCK_FRAMES])
         totals += float(expected.sum())
         peak = max(peak, float(expected.max()))
-    scale = dose_scale(totals / n_frames, photons)
-    calibrated = Geometry(
-        probe=(geometry.probe * scale).astype(np.complex64),
-        positions=geometry.positions,
-        object_shape=geometry.object_shape,
-        taken_from=geometry.taken_from,
-    )
+    scale = dose_scale(totals / len(frames), photons_per_frame)
     return Simulation(
-        recipe=recipe,
-        seed=seed,
-        photons_per_frame=photons,
+        about=about,
+        noise_seed=noise_seed,
+        photons_per_frame=photons_per_frame,
         object=obj,
-        geometry=calibrated,
+        geometry=replace(geometry, probe=(geometry.probe * scale).astype(np.complex64)),
+        frames=frames,
         dtype=_count_dtype(peak * scale**2),
     )
 
@@ -155,28 +214,46 @@ def _geometry(recipe: Recipe, stream: int) -> Geometry:
 
 def _geometry_of(source: Path) -> Geometry:
     """Probe and positions of another scan; the object as large as its object, or as its positions ask for."""
-    there = locate(source)
-    path = there.path
-    if there.kind == "store":
-        record = open_record(path)
-        values = {name: read_all(record, name) for name in record.variables if name not in ("diffraction", "label")}
-        taken_from = f"store {record.store_sha256}"
-    else:
-        values = canonical_values(plan_ingest(path, Declaration()))
-        taken_from = f"npz {sha256_file(path)}"
-    if "probe" not in values:
-        raise SourceError(f"{path}: has no probe to take", code="simulate.no_probe")
-    if values["probe"].shape[1] != values["probe"].shape[2]:
-        raise SourceError(
-            f"{path}: frames of {values['probe'].shape[1:]}; only square ones are simulated", code="simulate.not_square"
-        )
-    positions = np.stack([values["position_y"], values["position_x"]], axis=1)
+    values, taken_from = _values_of(source, Declaration())
+    probe, positions = _probe_and_positions(source, values)
     if positions.min() < 0:
-        raise SourceError(f"{path}: has positions below 0, which lie outside any object", code="simulate.positions")
+        raise SourceError(f"{source}: has positions below 0, which lie outside any object", code="simulate.positions")
     if "object" in values:
         shape = values["object"].shape
     else:
-        shape = tuple(int(n) for n in np.ceil(positions.max(axis=0)) + values["probe"].shape[1] // 2 + 1)
-    return Geometry(
-        probe=values["probe"], positions=positions, object_shape=(shape[0], shape[1]), taken_from=taken_from
-    )
+        shape = tuple(int(n) for n in np.ceil(positions.max(axis=0)) + probe.shape[1] // 2 + 1)
+    return Geometry(probe=probe, positions=positions, object_shape=(shape[0], shape[1]), taken_from=taken_from)
+
+
+def _base(source: Path, said: Declaration) -> tuple[NDArray[np.complex64], Geometry]:
+    """Object, probe and positions of a scan."""
+    values, taken_from = _values_of(source, said)
+    probe, positions = _probe_and_positions(source, values)
+    if "object" not in values:
+        raise SourceError(f"{source}: has no object to simulate from", code="simulate.no_object")
+    obj = values["object"]
+    shape = (obj.shape[0], obj.shape[1])
+    return obj, Geometry(probe=probe, positions=positions, object_shape=shape, taken_from=taken_from)
+
+
+def _values_of(source: Path, said: Declaration) -> tuple[Mapping[str, NDArray[Any]], str]:
+    """The variables of a scan but its frames and labels, and what to call it in provenance."""
+    there = locate(source)
+    if there.kind == "store":
+        record = open_record(there.path)
+        names = [name for name in record.variables if name not in ("diffraction", "label")]
+        return {name: read_all(record, name) for name in names}, f"store {record.store_sha256}"
+    return canonical_values(plan_ingest(there.path, said)), f"npz {sha256_file(there.path)}"
+
+
+def _probe_and_positions(
+    source: Path, values: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
+    if "probe" not in values:
+        raise SourceError(f"{source}: has no probe to take", code="simulate.no_probe")
+    if values["probe"].shape[1] != values["probe"].shape[2]:
+        raise SourceError(
+            f"{source}: frames of {values['probe'].shape[1:]}; only square ones are simulated",
+            code="simulate.not_square",
+        )
+    return values["probe"], np.stack([values["position_y"], values["position_x"]], axis=1)

@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Dialect:
     """How a legacy file spells a scan.
 
     `quantity` is counts, amplitude (sqrt of counts) or scaled-amplitude (divided by sqrt(photons)/(N/2) too);
-    `dtype` that of the stack; `axes` fyx, yxf, or fyx1 with a trailing 1; `probe_axes` yx, myx or yx1.
+    `dtype` that of the stack; `axes` fyx, yxf, or fyx1 with a trailing 1; `probe_axes` yx, myx or yx1;
+    `labelled` with what each frame sees of the object, under `Y`.
     """
 
     key: str = "diffraction"
@@ -48,6 +49,7 @@ class Dialect:
     probe_axes: str = "yx"
     complex_dtype: str = "complex64"
     deflated: bool = True
+    labelled: bool = False
 
     def __post_init__(self) -> None:
         if np.dtype(self.dtype).kind in "iu" and self.quantity != "counts":
@@ -58,27 +60,28 @@ class Dialect:
             )
 
 
-def dataset_of(simulation: Simulation) -> xr.Dataset:
-    """The simulated scan in stored form; frames are computed when they are asked for."""
-    shape = simulation.shape
-    layout = plan_chunks(shape, simulation.dtype.itemsize)
-    cuts = tuple(stop - start for start, stop in map(layout.rows, range(layout.n_chunks)))
-    graph = {
-        ("simulated-frames", i, 0, 0): (functools.partial(simulation.counts, *layout.rows(i)),)
-        for i in range(layout.n_chunks)
-    }
-    frames = da.Array(  # type: ignore[no-untyped-call]  # dask has no types
-        graph, "simulated-frames", (cuts, (shape[1],), (shape[2],)), dtype=simulation.dtype
-    )
-    geometry = simulation.geometry
+def dataset_of(simulation: Simulation, *, provenance: Mapping[str, Any], labelled: bool = False) -> xr.Dataset:
+    """The simulated scan in stored form; frames are computed when they are asked for.
+
+    Parameters
+    ----------
+    labelled : with what each frame sees of the object, the variable `label`.
+    """
+    positions = simulation.positions
     values: dict[str, tuple[Any, dict[str, Any]]] = {
-        "diffraction": (frames, {"quantity": "counts", "units": "photon"}),
-        "position_y": (geometry.positions[:, 0], {}),
-        "position_x": (geometry.positions[:, 1], {}),
-        "frame_index": (np.arange(shape[0], dtype=np.int64), {}),
-        "probe": (geometry.probe, {}),
+        "diffraction": (
+            _lazy(simulation.counts, simulation.shape, simulation.dtype, name="simulated-frames"),
+            {"quantity": "counts", "units": "photon"},
+        ),
+        "position_y": (positions[:, 0], {}),
+        "position_x": (positions[:, 1], {}),
+        "frame_index": (simulation.frames, {}),
+        "probe": (simulation.geometry.probe, {}),
         "object": (simulation.object, {"role": "truth"}),
     }
+    if labelled:
+        patches = _lazy(simulation.labels, simulation.shape, np.dtype(np.complex64), name="simulated-labels")
+        values["label"] = (patches, {})
     variables = {
         name: (SCAN_SCHEMA[name].dims, array, variable_attrs(name, **attrs)) for name, (array, attrs) in values.items()
     }
@@ -87,26 +90,25 @@ def dataset_of(simulation: Simulation) -> xr.Dataset:
         attrs=root_attributes(
             photons_scale=1.0,
             amplitude_formula=DIVIDE_F64,
-            provenance=provenance_of(simulation),
+            provenance=provenance,
             photons_per_frame={"measured": None, "declared": simulation.photons_per_frame},
         ),
     )
 
 
+def _lazy(
+    block: Callable[[int, int], NDArray[Any]], shape: tuple[int, int, int], dtype: np.dtype[Any], *, name: str
+) -> da.Array:
+    """A stack whose chunks are computed when they are asked for, cut as it is stored."""
+    layout = plan_chunks(shape, dtype.itemsize)
+    cuts = tuple(stop - start for start, stop in map(layout.rows, range(layout.n_chunks)))
+    graph = {(name, i, 0, 0): (functools.partial(block, *layout.rows(i)),) for i in range(layout.n_chunks)}
+    return da.Array(graph, name, (cuts, (shape[1],), (shape[2],)), dtype=dtype)  # type: ignore[no-untyped-call]
+
+
 def provenance_of(simulation: Simulation) -> dict[str, Any]:
     """How a simulated store came about: everything that decides its bytes, but the hardware."""
-    recipe = simulation.recipe
-    return {
-        "simulation": {
-            "recipe": recipe.name,
-            "seed": simulation.seed,
-            "photons_per_frame": simulation.photons_per_frame,
-            "amplitude": recipe.amplitude,
-            "phase": recipe.phase,
-            "like": simulation.geometry.taken_from,
-        },
-        "versions": library_versions(),
-    }
+    return {"simulation": dict(simulation.about), "versions": library_versions()}
 
 
 def write_store(simulation: Simulation, target: Path, *, overwrite: bool = False) -> tuple[str, str]:
@@ -124,13 +126,17 @@ def write_store(simulation: Simulation, target: Path, *, overwrite: bool = False
     """
     there = None if overwrite else _same_recipe(simulation, target)
     if there is None:
-        return write_scan(dataset_of(simulation), target, overwrite=overwrite), "written"
+        return write_scan(_whole(simulation), target, overwrite=overwrite), "written"
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".again", dir=target.parent))
     try:
-        again = write_scan(dataset_of(simulation), scratch / target.name)
+        again = write_scan(_whole(simulation), scratch / target.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return there.store_sha256, "unchanged" if again == there.store_sha256 else "kept"
+
+
+def _whole(simulation: Simulation) -> xr.Dataset:
+    return dataset_of(simulation, provenance=provenance_of(simulation))
 
 
 def _same_recipe(simulation: Simulation, target: Path) -> StoreRecord | None:
@@ -165,7 +171,7 @@ def write_legacy(simulation: Simulation, target: Path, dialect: Dialect, *, over
 
 
 def _members(simulation: Simulation, dialect: Dialect, *, beside: Path) -> Iterator[OutMember]:
-    y, x = simulation.geometry.positions.T
+    y, x = simulation.positions.T
     small = {"xcoords": x, "ycoords": y, "xcoords_start": x, "ycoords_start": y}
     for name, values in small.items():
         yield array_member(name, values, deflated=dialect.deflated)
@@ -175,6 +181,11 @@ def _members(simulation: Simulation, dialect: Dialect, *, beside: Path) -> Itera
         probe = probe[0] if dialect.probe_axes == "yx" else probe[0][..., np.newaxis]
     yield array_member("probeGuess", probe, deflated=dialect.deflated)
     yield array_member("objectGuess", simulation.object.astype(dialect.complex_dtype), deflated=dialect.deflated)
+    if dialect.labelled:
+        rows = range(0, len(x), BLOCK_FRAMES)
+        patches = (simulation.labels(row, min(row + BLOCK_FRAMES, len(x))) for row in rows)
+        prefix = npy_prefix(simulation.shape, np.dtype(np.complex64))
+        yield OutMember(name="Y", prefix=prefix, blocks=map(raw_bytes, patches), deflated=dialect.deflated)
     yield array_member("scan_index", np.zeros(len(x), np.int64), deflated=dialect.deflated)
     metadata = {
         "schema_version": METADATA_SCHEMA,

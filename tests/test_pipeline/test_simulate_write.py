@@ -16,7 +16,7 @@ from pipeline.scan.record import open_record
 from pipeline.scan.store import open_scan, open_stored, write_scan
 from pipeline.simulate.recipe import RECIPES, recipe_named
 from pipeline.simulate.scan import Simulation, plan_simulation
-from pipeline.simulate.write import Dialect, dataset_of, write_legacy, write_store
+from pipeline.simulate.write import Dialect, dataset_of, provenance_of, write_legacy, write_store
 from tests.builders import tree_bytes
 from tests.guards import run_command
 
@@ -125,9 +125,9 @@ def test_the_same_recipe_again_is_unchanged_and_something_else_is_refused(tmp_pa
 
 
 def test_a_recipe_made_on_other_hardware_is_kept_and_not_called_damaged(tmp_path: Path) -> None:
-    other = dataset_of(small())
+    other = dataset_of(small(), provenance=provenance_of(small()))
     other["probe"] = other["probe"] * np.complex64(1 + 1e-7)  # the last bit, as another processor's exp gives it
-    other["probe"].attrs = dataset_of(small())["probe"].attrs
+    other["probe"].attrs = dataset_of(small(), provenance=provenance_of(small()))["probe"].attrs
     sha256 = write_scan(other, tmp_path / "s.zarr")
     assert write_store(small(), tmp_path / "s.zarr") == (sha256, "kept")
 

@@ -1,0 +1,98 @@
+"""Independent tasks carried out: one after the other, or spread over the processes of a dask cluster."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from pipeline.errors import ConfigError, EnvironmentFault, InterruptedRun, PipelineError, TerminatedRun
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_CONNECT_S: Final = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crew:
+    """Who does the work: this process, `workers` processes of its own, or those of the dask scheduler at an address."""
+
+    workers: int | None = None
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.scheduler is not None:
+            raise ConfigError(
+                "--workers starts a cluster and --scheduler uses one", code="study.crew", hint="one of both"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}; at least 1", code="config.range")
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process does all of it."""
+        return self.workers is None and self.scheduler is None
+
+
+def spread(
+    tasks: Sequence[Task], work: Callable[[Task], Result], *, crew: Crew
+) -> Iterator[tuple[Task, Result | PipelineError]]:
+    """Each task with its result or its error, as they come in; the results do not depend on who works.
+
+    A task whose process dies is done again by another, three times at most. `work` is a function of a module.
+
+    Raises
+    ------
+    InterruptedRun, TerminatedRun
+        A signal stopped the work.
+    EnvironmentFault
+        There is no scheduler at the address, or the extra `distributed` is missing.
+    """
+    if crew.alone or not tasks:
+        for task in tasks:
+            yield task, _done(work, task)
+        return
+    from distributed import Client, KilledWorker, LocalCluster, as_completed
+
+    with ExitStack() as stack:
+        if crew.scheduler is None:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            cluster = stack.enter_context(
+                LocalCluster(  # type: ignore[no-untyped-call]  # dask has no types
+                    n_workers=min(crew.workers or 1, len(tasks)), threads_per_worker=1, host="127.0.0.1",
+                    dashboard_address=None, memory_limit=None, local_directory=scratch, silence_logs="ERROR",
+                )
+            )  # fmt: skip
+        try:
+            client = stack.enter_context(
+                Client(crew.scheduler or cluster, timeout=_CONNECT_S)  # type: ignore[no-untyped-call]
+            )
+        except (OSError, ValueError) as exc:
+            raise EnvironmentFault(
+                f"{crew.scheduler}: no dask scheduler answers: {exc}", code="study.scheduler",
+                hint="tcp://HOST:PORT of a running `dask scheduler`, or --workers N",
+            ) from exc  # fmt: skip
+        futures = [client.submit(_done, work, task, pure=False) for task in tasks]
+        by_key = dict(zip([future.key for future in futures], tasks, strict=True))
+        for future in as_completed(futures):  # type: ignore[no-untyped-call]
+            task = by_key[future.key]
+            try:
+                yield task, future.result()
+            except KilledWorker as exc:
+                yield (
+                    task,
+                    EnvironmentFault(f"the process at work died again and again: {exc}", code="study.worker_died"),
+                )
+
+
+def _done(work: Callable[[Task], Result], task: Task) -> Result | PipelineError:
+    """What the work gives, its failure a value: one task must not take the others with it."""
+    try:
+        return work(task)
+    except (InterruptedRun, TerminatedRun):
+        raise
+    except PipelineError as exc:
+        return exc
