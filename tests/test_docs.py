@@ -43,8 +43,8 @@ def commands_page() -> str:
     codes = (
         "| exit code | meaning |\n| --- | --- |\n| 0 | done, whole, verified and on disk; `inspect`: convertible |\n"
         "| 1 | failed |\n| 2 | usage: an option or a configuration key |\n"
-        "| 3 | done with findings: a member came back cast, a listed store or run is broken, some jobs of a study failed; "
-        "`inspect`: needs an option"
+        "| 3 | done with findings: a member came back cast, a listed store or run is broken, a job of a study failed;"
+        " `inspect`: needs an option"
         " |\n"
         "| 4 | bad or ambiguous input |\n| 5 | not found |\n| 6 | bytes differ from what was promised |\n"
         "| 7 | the target exists with other content |\n| 8 | the machine: no space, no permission, a missing extra |\n"

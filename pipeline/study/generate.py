@@ -83,15 +83,18 @@ def generate(tasks: list[DoseTask], *, crew: Crew) -> Iterator[tuple[DoseTask, M
     """
     for task, made in spread(tasks, make_dose, crew=crew):
         if isinstance(made, Made):
-            _record(task.root / GENERATED, {dose_name(task.dose): made.entry})
+            _record(task.root / GENERATED, dose_name(task.dose), made.entry)
         yield task, made
 
 
-def _record(path: Path, entries: Mapping[str, Any]) -> None:
+def _record(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Let the manifest tell of a dose; files of the old layout that an earlier command left are not forgotten."""
     before = read_document(path) if path.exists() else {}
-    after = {**before, **entries}
-    if after != before:
-        write_document(path, after)
+    then = before.get(name, {})
+    if entry["legacy_npz"] is None and then == sealed({**entry, "legacy_npz": then.get("legacy_npz")}, key=ENTRY_SEAL):
+        return
+    if then != entry:
+        write_document(path, {**before, name: entry})
 
 
 def in_words(task: DoseTask, made: Made | PipelineError) -> str:

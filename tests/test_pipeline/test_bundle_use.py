@@ -6,7 +6,6 @@ import functools
 import json
 import shutil
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +29,6 @@ SOLVER = (
     "--set", "refine.start_passes=2", "--quiet",
 )  # fmt: skip
 FITTING = ("--batch-size", "40", "--steps", "8", "--set", "fit.warmup=2", "--set", "network.width=4")
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """A command throws torch's global switches; later tests want them as they were."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
 
 
 @functools.cache

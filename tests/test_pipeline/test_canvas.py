@@ -47,14 +47,6 @@ QUADRATIC = Prior(name="quadratic", weight=0.03)
 SHORT = SolverConfig(iterations=4, start_iterations=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def solved(modes: int = 1):
     """A scan, its optics, and both halves of a split after a short solve."""

@@ -35,14 +35,6 @@ REFINED = ReconstructConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def good_scan() -> Scan:
     return make_scan(noise=True)

@@ -46,13 +46,8 @@ EXACT = NetworkConfig(width=4, depth=1, bfloat16=False)
 
 
 @pytest.fixture(autouse=True)
-def one_deterministic_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def deterministic():
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -24,15 +24,6 @@ UNIT = Gauge(blank_in_source=BLANK)
 GEOMETRY = fw.CanvasGeometry(origin=(-3, 5), shape=(40, 47))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing from threads, and suffer where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw(*shape, seed=0):
     rng = np.random.default_rng(seed)
     return torch.from_numpy(rng.normal(size=shape) + 1j * rng.normal(size=shape))

@@ -20,14 +20,6 @@ SOLVER = SolverConfig(loss="poisson-background", background=0.1, support_energy=
 CONFIG = RefineConfig(what="probe,positions", iterations=12, start_passes=1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def displaced(seed: int = 3) -> Scan:
     scan = make_scan(noise=True, n_frames=120)
     return replace(scan, positions=scan.positions + np.random.default_rng(seed).normal(0, 0.4, scan.positions.shape))

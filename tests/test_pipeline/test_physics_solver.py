@@ -36,15 +36,6 @@ TV = Prior(name="tv", weight=0.003)
 SHORT = SolverConfig(iterations=6, start_iterations=3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing from threads, and suffer where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def states_of(passes, scan, *, config, prior=QUADRATIC, valid=None, use=None, probe=None, geometry=None, start=None):
     """Survey, preparation and all states of a solve."""
     modes = torch.from_numpy(scan.probe if probe is None else probe)

@@ -33,15 +33,6 @@ QUICK = (
 FIXED = ("--prior", "quadratic", "--set", "prior.weight=0.03", "--refine", "none", *QUICK)
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    """A command throws torch's global switches; later tests want them as they were."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-
-
 @functools.cache
 def scan() -> Scan:
     return make_scan(noise=True)

@@ -38,15 +38,6 @@ QUICK = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    """A command throws torch's global switches; later tests want them as they were."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-
-
 @functools.cache
 def scan() -> Scan:
     return make_scan(noise=True)

@@ -45,15 +45,6 @@ CASES = [
 SIZES = {("patch", 1): "16", ("patch", 2): "4", ("cnn", 1): "8", ("cnn", 2): "4"}
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    """A command throws torch's global switches; later tests want them as they were."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
-
-
 @functools.cache
 def scan() -> Scan:
     return make_scan(noise=True, n_frames=120)

@@ -1,0 +1,259 @@
+"""The whole study: verified to the last byte, its state told from disk, the same after kills and with a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+
+from pipeline import verify  # noqa: E402
+from pipeline.scan.sealed import read_document, write_document  # noqa: E402
+from tests.builders import tree_bytes  # noqa: E402
+from tests.guards import REPOSITORY, run_main  # noqa: E402
+from tests.study_roots import generated, hashes_in, study, train, viewed, write_base, write_design  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one dose with a baseline and a dense view, its stages in c, d and e."""
+    folder = tmp_path_factory.mktemp("whole")
+    one = {"doses": [1000], "views": {"dense": {"overlap": 0.7, "s_img": 0.8}}}
+    generated(folder, "--legacy-npz", **one)
+    viewed(folder, **one)
+    assert train(folder).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    for name in "cde":
+        shutil.copytree(whole / name, tmp_path / name)
+    return tmp_path
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_whole_study_is_verified_by_either_command(whole: Path) -> None:
+    for done in (study("verify", whole), run_main(verify.main, whole)):
+        assert done.returncode == 0, done.stdout
+        assert "all as written" in done.stdout
+    for name, n_manifests in (("c", 1), ("d", 1), ("e", 1)):
+        told = json.loads(study("verify", whole / name, "--json").stdout)["data"]
+        assert len(told["manifests"]) == n_manifests
+        assert told["damages"] == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "c/run_manifest.json", "c/design.json", "c/dose_1000/patched_train.zarr/diffraction/c.0.0.0",
+        "c/dose_1000/patched_test.zarr/zarr.json", "c/dose_1000/patched_test.npz", "d/overlap_manifest.json",
+        "d/dose_1000/dense/dense_test.zarr/manifest.json", "d/dose_1000/dense/metrics_bundle.json",
+        "e/training_manifest.json", "e/skip_summary.json", "e/dose_1000/dense/gs2/wts.h5.zip",
+        "e/dose_1000/baseline/gs1/wts.h5.zip",
+    ],
+)  # fmt: skip
+def test_one_changed_byte_anywhere_is_found_and_named(copy: Path, place: str) -> None:
+    rng = random.Random(place)
+    original = (copy / place).read_bytes()
+    for at in (0, len(original) - 1, *(rng.randrange(len(original)) for _ in range(3))):
+        flip(copy / place, at)
+        done = study("verify", copy)
+        assert done.returncode == 6, (at, done.stdout)
+        assert Path(place).parts[-1].partition(".")[0] in done.stdout or "diffraction chunk 0" in done.stdout
+        (copy / place).write_bytes(original)
+    assert study("verify", copy).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["c/dose_1000/patched_test.npz", "d/dose_1000/dense/dense_test.zarr", "e/dose_1000/dense/gs2",
+              "e/dose_1000/dense/gs2/wts.h5.zip", "e/skip_summary.json", "c/design.json"],
+)  # fmt: skip
+def test_what_is_missing_is_found_and_named(copy: Path, place: str) -> None:
+    path = copy / place
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = study("verify", copy)
+    assert done.returncode == 6, done.stdout
+    assert path.name in done.stdout
+
+
+def test_a_bundle_put_in_place_of_another_is_found(copy: Path) -> None:
+    jobs = copy / "e" / "dose_1000"
+    shutil.copy(jobs / "baseline" / "gs1" / "wts.h5.zip", jobs / "dense" / "gs2" / "wts.h5.zip")
+    done = study("verify", copy)
+    assert done.returncode == 6
+    assert "dense/gs2/wts.h5.zip" in done.stdout
+
+
+def test_a_manifest_written_anew_with_another_digest_is_found_by_what_it_tells_of(copy: Path) -> None:
+    path = copy / "c" / "run_manifest.json"
+    document = read_document(path)
+    document["dose_1000"]["train_store_sha256"] = "0" * 64
+    write_document(path, document)
+    done = study("verify", copy)
+    assert done.returncode == 6
+    assert "run_manifest.json: dose_1000" in done.stdout
+
+
+def test_a_folder_without_a_study_is_not_found(tmp_path: Path) -> None:
+    assert study("verify", tmp_path).returncode == 5
+    assert study("status", tmp_path).returncode == 5
+    assert run_main(verify.main, tmp_path).returncode == 4
+    assert study("verify", tmp_path / "none").returncode == 5
+
+
+def test_a_failed_job_is_a_finding(copy: Path) -> None:
+    job = copy / "e" / "dose_1000" / "dense" / "gs2"
+    flip(job / "wts.h5.zip", 5000)
+    done = study("train", "--phase-c-root", copy / "c", "--phase-d-root", copy / "d", "--artifact-root", copy / "e")
+    assert done.returncode == 3
+    assert "damaged" in done.stdout or "wts.h5.zip" in done.stdout
+    assert study("verify", copy / "e").returncode == 3
+    told = json.loads(study("status", copy / "e", "--json").stdout)["data"]
+    assert told["counts"]["done"] == 2  # the file is there; whether it is whole is for verify to say
+
+
+def test_status_tells_what_is_done_begun_and_left_from_disk_alone(whole: Path, copy: Path) -> None:
+    told = json.loads(study("status", whole, "--json").stdout)["data"]
+    assert told["counts"] == {"done": 4, "begun": 0, "failed": 0, "skipped": 0, "left": 0}
+    assert [step["stage"] for step in told["steps"]] == ["generate", "overlap", "train", "train"]
+    shutil.rmtree(copy / "c" / "dose_1000" / "patched_test.zarr")
+    shutil.rmtree(copy / "e" / "dose_1000" / "dense")
+    run = copy / "e" / "dose_1000" / "baseline" / "gs1"
+    (run / "wts.h5.zip").unlink()
+    (run / "checkpoints").mkdir()
+    here = Path.cwd()
+    os.chdir(copy)
+    try:
+        done = study("status", copy)
+    finally:
+        os.chdir(here)
+    assert "generate dose_1000" in done.stdout
+    states = {line.split()[1]: line.split()[2] for line in done.stdout.splitlines()[:-1]}
+    assert states["dose_1000"] == "begun"
+    assert states["dose_1000/baseline/gs1"] == "begun"
+    assert states["dose_1000/dense/gs2"] == "left"
+
+
+STAGES = {
+    "generate": ("--base-npz", "base.npz", "--output-root", "c", "--design", "design.toml", "--legacy-npz"),
+    "overlap": ("--phase-c-root", "c", "--output-root", "d"),
+    "train": ("--phase-c-root", "c", "--phase-d-root", "d", "--artifact-root", "e"),
+}
+"""The three stages, run in a folder as a user would."""
+
+
+def start(stage: str, folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.study", stage, *STAGES[stage], *more], cwd=folder, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def all_hashes(folder: Path) -> list:
+    names = ("c/run_manifest.json", "d/overlap_manifest.json", "e/training_manifest.json")
+    return [hashes_in(read_document(folder / name)) for name in names]
+
+
+def without_times(folder: Path) -> dict[str, bytes]:
+    """Every store, file and bundle of a study; neither logs nor reports nor what tells the time."""
+    kept = {name: data for name, data in tree_bytes(folder / "c").items() if name != ".lock"}
+    kept |= {f"d/{name}": data for name, data in tree_bytes(folder / "d").items() if name != ".lock"}
+    bundles = {name: data for name, data in tree_bytes(folder / "e").items() if name.endswith("wts.h5.zip")}
+    return kept | bundles
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    prepare(folder)
+    for stage in STAGES:
+        assert start(stage, folder).wait() == 0
+    return folder
+
+
+def prepare(folder: Path) -> None:
+    write_base(folder / "base.npz")
+    write_design(folder / "design.toml", doses=[1000], views={"dense": {"overlap": 0.7, "s_img": 0.8}})
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_study_killed_ten_times_leaves_the_bytes_of_one_that_was_not(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    rng, kills = random.Random(7), 0
+    lengths = {}
+    for stage in STAGES:
+        scratch = tmp_path / "timing"
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(undisturbed, scratch)
+        shutil.rmtree(scratch / {"generate": "c", "overlap": "d", "train": "e"}[stage])
+        began = time.monotonic()
+        assert start(stage, scratch).wait() == 0
+        lengths[stage] = time.monotonic() - began
+    shutil.rmtree(tmp_path / "timing")
+    for stage, n_kills in (("generate", 3), ("overlap", 2), ("train", 5)):
+        for _ in range(n_kills):
+            running = start(stage, tmp_path)
+            time.sleep(rng.uniform(0.3, 1.0) * lengths[stage])
+            os.killpg(running.pid, signal.SIGKILL)
+            kills += running.wait() == -signal.SIGKILL
+        assert start(stage, tmp_path).wait() == 0
+    assert kills >= 5
+    assert all_hashes(tmp_path) == all_hashes(undisturbed)
+    assert without_times(tmp_path) == without_times(undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert study("verify", tmp_path).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_study_with_two_processes_leaves_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for stage in STAGES:
+        assert start(stage, tmp_path, "--workers", "2").wait() == 0
+    assert all_hashes(tmp_path) == all_hashes(undisturbed)
+    assert without_times(tmp_path) == without_times(undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_job_whose_process_dies_is_done_again_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for name in "cd":
+        shutil.copytree(undisturbed / name, tmp_path / name)
+    running = start("train", tmp_path, "--workers", "1")
+    place = tmp_path / "e" / "dose_1000" / "baseline" / "gs1"
+    while not (place / "train.log").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    victims = [pid for pid in below(running.pid) if b"distributed" in command_of(pid) or b"spawn" in command_of(pid)]
+    assert victims
+    os.kill(max(victims), signal.SIGKILL)
+    assert running.wait() == 0
+    assert all_hashes(tmp_path)[2] == all_hashes(undisturbed)[2]
+
+
+def below(pid: int) -> list[int]:
+    """Every process that a process started, and theirs."""
+    children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    return [found for child in map(int, children) for found in (child, *below(child))]
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
