@@ -1,4 +1,5 @@
-# `make demo` and `make test` are all a newcomer needs; each installs what it uses into .venv first.
+# `make demo` and `make test` are all a newcomer needs; each installs what it uses into .venv first. `make study-small`
+# carries out the dose x overlap x gridsize study in small under build/study-small and goes on where it was stopped.
 # TORCH_INDEX=URL takes torch from another package index (PyTorch's CPU builds); unset, the default index is used.
 
 PYTHON ?= python3.11
@@ -8,10 +9,20 @@ STAMP := $(VENV)/.installed
 TORCH_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-newest check install pictures clean
+.PHONY: demo study-small test test-all test-newest check install pictures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(if $(NPZ),--npz "$(NPZ)") $(if $(OPTIONS),-- $(OPTIONS))
+
+STUDY := $(BIN)/python -m pipeline.study
+SMALL := build/study-small
+
+study-small: $(STAMP)
+	$(STUDY) generate --output-root $(SMALL)/phase_c --design examples/study-small.toml --workers 2
+	$(STUDY) overlap --phase-c-root $(SMALL)/phase_c --output-root $(SMALL)/phase_d --workers 2
+	$(STUDY) train --phase-c-root $(SMALL)/phase_c --phase-d-root $(SMALL)/phase_d --artifact-root $(SMALL)/training --workers 2
+	$(STUDY) status $(SMALL)
+	$(STUDY) verify $(SMALL)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m "not long"
@@ -42,4 +53,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-newest demo-out
+	rm -rf $(VENV) .venv-newest demo-out build

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+
+import dask
 
 from pipeline.errors import ConfigError, EnvironmentFault, InterruptedRun, PipelineError, TerminatedRun
 
@@ -55,21 +58,13 @@ def spread(
         for task in tasks:
             yield task, _done(work, task)
         return
-    from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed import Client, KilledWorker, as_completed
 
     with ExitStack() as stack:
-        if crew.scheduler is None:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            cluster = stack.enter_context(
-                LocalCluster(  # type: ignore[no-untyped-call]  # dask has no types
-                    n_workers=min(crew.workers or 1, len(tasks)), threads_per_worker=1, host="127.0.0.1",
-                    dashboard_address=None, memory_limit=None, local_directory=scratch, silence_logs="ERROR",
-                )
-            )  # fmt: skip
+        stack.enter_context(_silence())
+        where = crew.scheduler or stack.enter_context(_cluster(min(crew.workers or 1, len(tasks))))
         try:
-            client = stack.enter_context(
-                Client(crew.scheduler or cluster, timeout=_CONNECT_S)  # type: ignore[no-untyped-call]
-            )
+            client = stack.enter_context(Client(where, timeout=_CONNECT_S))  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as exc:
             raise EnvironmentFault(
                 f"{crew.scheduler}: no dask scheduler answers: {exc}", code="study.scheduler",
@@ -86,6 +81,34 @@ def spread(
                     task,
                     EnvironmentFault(f"the process at work died again and again: {exc}", code="study.worker_died"),
                 )
+
+
+@contextmanager
+def _cluster(n_workers: int) -> Iterator[Any]:
+    """Processes of our own with a thread each, which take no orders from other machines."""
+    from distributed import LocalCluster
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+        LocalCluster(  # type: ignore[no-untyped-call]  # dask has no types
+            n_workers=n_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+            memory_limit=None, local_directory=scratch,
+        ) as cluster,
+    ):  # fmt: skip
+        yield cluster
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is said of connections and processes that come and go; what goes wrong is raised."""
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with dask.config.set({"logging": {"distributed": "critical"}}):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _done(work: Callable[[Task], Result], task: Task) -> Result | PipelineError:

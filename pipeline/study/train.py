@@ -49,17 +49,27 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainTask:
-    """A job with everything that decides its bytes, below the root where its folder goes."""
+    """A job with everything that decides its bytes.
+
+    artifact_root : below it the job's folder goes, as it was typed. here : the folder that typed paths start from, so
+    that a process elsewhere finds them.
+    """
 
     job: Job
     config: TrainConfig
     artifact_root: Path
+    here: Path
     command: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
         """The run of this job."""
-        return self.artifact_root / self.job.place
+        return self.here / self.artifact_root / self.job.place
+
+    @property
+    def data(self) -> Path:
+        """The frames for training."""
+        return self.here / self.job.train_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +174,8 @@ def _entry(task: TrainTask) -> dict[str, Any]:
         "gridsize": job.gridsize,
         "train_data_path": str(job.train_data),
         "test_data_path": None if job.test_data is None else str(job.test_data),
-        "log_path": str(task.folder / LOG_NAME),
-        "artifact_dir": str(task.folder),
+        "log_path": str(task.artifact_root / job.place / LOG_NAME),
+        "artifact_dir": str(task.artifact_root / job.place),
         "backend": BACKEND,
         "model": task.config.model,
     }
@@ -183,10 +193,11 @@ def plan_tasks(
     """
     tasks = [
         TrainTask(
-            job=job, config=_config_for(job, configs[job.gridsize]), artifact_root=artifact_root, command=tuple(command)
+            job=job, config=_config_for(job, configs[job.gridsize]), artifact_root=artifact_root, here=Path.cwd(),
+            command=tuple(command),
         )
         for job in matrix.jobs
-    ]
+    ]  # fmt: skip
     for task in tasks:
         if task.folder.exists():
             _refuse_other(task)
@@ -223,9 +234,9 @@ def _refuse_other(task: TrainTask) -> None:
 
 
 def _same_data(task: TrainTask, run: RunFolder) -> bool:
-    if is_store(task.job.train_data):
-        return bool(run.facts["store_sha256"] == open_record(task.job.train_data).store_sha256)
-    return bool(run.facts["source"]["sha256"] == sha256_file(task.job.train_data))
+    if is_store(task.data):
+        return bool(run.facts["store_sha256"] == open_record(task.data).store_sha256)
+    return bool(run.facts["source"]["sha256"] == sha256_file(task.data))
 
 
 def train_job(task: TrainTask) -> Trained:
@@ -252,7 +263,7 @@ def train_job(task: TrainTask) -> Trained:
 
 
 def _begin(task: TrainTask) -> RunFolder:
-    data, said = task.job.train_data, Declaration()
+    data, said = task.data, Declaration()
     if not is_store(data):
         said, notes = data_001(data, said)
         for note in notes:

@@ -233,6 +233,31 @@ def test_a_study_with_two_processes_leaves_the_bytes_of_one(undisturbed: Path, t
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+def test_a_cluster_that_runs_already_and_elsewhere_leaves_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    there = tmp_path / "there"
+    there.mkdir()
+    script = (
+        "import sys\nfrom distributed import LocalCluster\nif __name__ == '__main__':\n"
+        " with LocalCluster(n_workers=1, threads_per_worker=1, host='127.0.0.1', dashboard_address=':0') as cluster:\n"
+        "  print(cluster.scheduler_address, flush=True)\n  sys.stdin.read()\n"
+    )
+    (there / "cluster.py").write_text(script)
+    with subprocess.Popen(
+        [sys.executable, "cluster.py"], cwd=there, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    ) as cluster:  # fmt: skip
+        address = cluster.stdout.readline().strip()
+        for stage in STAGES:
+            assert start(stage, tmp_path, "--scheduler", address).wait() == 0
+        cluster.stdin.close()
+    shutil.rmtree(there)
+    assert all_hashes(tmp_path) == all_hashes(undisturbed)
+    assert without_times(tmp_path) == without_times(undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_job_whose_process_dies_is_done_again_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
     for name in "cd":
@@ -246,6 +271,7 @@ def test_a_job_whose_process_dies_is_done_again_with_the_same_bytes(undisturbed:
     assert victims
     os.kill(max(victims), signal.SIGKILL)
     assert running.wait() == 0
+    assert (place / "train.log").read_text().count("patch on") == 2
     assert all_hashes(tmp_path)[2] == all_hashes(undisturbed)[2]
 
 
