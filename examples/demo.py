@@ -93,10 +93,10 @@ def main() -> None:
     compare(source, back)
     say("From photons to the object: a prior chosen on held-out frames, then all frames")
     run("pipeline.reconstruct", store, "--output", found, "--iterations", "20", "--quiet")
-    say("Train a network on one object, from photons alone: 600 steps, 20 passes for each candidate prior")
-    quick = ("--set", "prior.choice_iterations=20", "--quiet")
+    say("Train a network on one object, from photons alone: 300 steps, 10 passes for each weight of a TV prior")
+    quick = ("--prior", "tv", "--set", "prior.choice_iterations=10", "--quiet")
     run("pipeline.simulate", "--output", told.output / "one.zarr", "--recipe", "mix")
-    run("pipeline.train", told.output / "one.zarr", "--output", told.output / "training", "--steps", "600", *quick)
+    run("pipeline.train", told.output / "one.zarr", "--output", told.output / "training", "--steps", "300", *quick)
     say("Use it on another object, beside the solver")
     run("pipeline.simulate", "--output", told.output / "other.zarr", "--recipe", "mix-test")
     bundle = told.output / "training" / "wts.h5.zip"
