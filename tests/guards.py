@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -40,6 +41,19 @@ def run_command(*arguments: str | Path, cwd: Path | None = None, **env: str) -> 
         timeout=100,
         check=False,
     )
+
+
+def run_module(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command of `python -m MODULE` inside this process; see `run_main`."""
+    return run_main(command_named(module), *arguments)
+
+
+def command_named(module: str) -> click.Command:
+    """The command of `python -m MODULE`."""
+    package = (REPOSITORY / module.replace(".", "/")).is_dir()
+    command = importlib.import_module(f"{module}.__main__" if package else module).main
+    assert isinstance(command, click.Command)
+    return command
 
 
 def run_main(main: click.Command, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,16 +63,23 @@ def commands_page() -> str:
     return head + codes + "\n" + "\n\n".join(helps) + "\n"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where the snippets run: the files that README and tour have made before."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that README and tour have made before."""
+    made = tmp_path_factory.mktemp("made")
     make = ("pipeline.simulate", "--recipe", "demo", "--quantity", "scaled-amplitude", "--axes", "yxf", "--output")
-    (tmp_path / "demo-out").mkdir()
-    for name in ("scan.npz", "demo-out/scan.npz"):
-        assert run_command(*make, tmp_path / name).returncode == 0
-    done = run_command("converters.npz2zarr", tmp_path / "demo-out/scan.npz", tmp_path / "demo-out/scan.zarr")
+    (made / "demo-out").mkdir()
+    assert run_command(*make, made / "scan.npz").returncode == 0
+    shutil.copy(made / "scan.npz", made / "demo-out")
+    done = run_command("converters.npz2zarr", made / "demo-out/scan.npz", made / "demo-out/scan.zarr")
     assert done.returncode == 0
-    return tmp_path
+    return made
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """Where the snippets run."""
+    return Path(shutil.copytree(made, tmp_path / "here"))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import sys
 import click
 import pytest
 
-from tests.guards import REPOSITORY
+from tests.guards import REPOSITORY, command_named
 
 GUIDE = (REPOSITORY / "docs" / "TESTING_GUIDE.md").read_text(encoding="utf-8")
 SELECTORS = re.findall(r"^pytest (.+)$", GUIDE, re.MULTILINE)
@@ -36,13 +35,12 @@ def test_every_selector_of_the_guide_collects_something() -> None:
 def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that some words name, and the rest of them."""
     module, *rest = words
-    package = (REPOSITORY / module.replace(".", "/")).is_dir()
-    found = importlib.import_module(f"{module}.__main__" if package else module).main
-    if isinstance(found, click.Group):
+    command: click.Command | None = command_named(module)
+    if isinstance(command, click.Group):
         verb, *rest = rest
-        found = found.get_command(click.Context(found), verb)
-    assert isinstance(found, click.Command)
-    return found, rest
+        command = command.get_command(click.Context(command), verb)
+    assert command is not None
+    return command, rest
 
 
 @pytest.mark.parametrize("line", COMMANDS)
