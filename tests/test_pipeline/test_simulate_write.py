@@ -50,6 +50,14 @@ def test_frames_do_not_depend_on_how_they_are_cut_into_blocks() -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+def test_the_photons_of_a_frame_are_its_own_whichever_others_are_taken() -> None:
+    simulation = small()
+    part = replace(simulation, frames=simulation.frames[5:69:3])
+    np.testing.assert_array_equal(part.counts(0, part.shape[0]), simulation.counts(0, 70)[5:69:3])
+    np.testing.assert_array_equal(part.positions, simulation.positions[5:69:3])
+    np.testing.assert_array_equal(part.labels(2, 9), simulation.labels(0, 70)[5:69:3][2:9])
+
+
 def test_training_and_test_part_share_no_object() -> None:
     for name in ("mix", "lines-independent", "lines"):
         train, test = (replace(RECIPES[n], n_frames=4) for n in (name, f"{name}-test"))
