@@ -10,7 +10,6 @@ from typing import Any, Final
 from pipeline.errors import IntegrityError, NotFoundError, SourceError
 from pipeline.scan.audit import Damage, audit_store
 from pipeline.scan.audit_run import Finding, Part, Tell, audit_run
-from pipeline.scan.bundle import audit_bundle
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.record import is_store
 from pipeline.scan.sealed import changes, read_document, sealed
@@ -23,6 +22,11 @@ _DESIGN: Final = "design.json"
 _SKIPS: Final = "skip_summary.json"
 
 Item = Part | Damage | Finding
+
+
+def job_folder(entry: Mapping[str, Any]) -> str:
+    """The folder of a job below its artifact root, from its dose, view and gridsize."""
+    return f"dose_{int(entry['dose'])}/{entry['view']}/gs{entry['gridsize']}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +96,9 @@ def _items(path: Path, root: Path, tell: Tell) -> Iterator[Item]:
 
 def _generated(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) -> Iterator[Item]:
     name = path.relative_to(root).as_posix()
+    if (path.parent / _DESIGN).is_file():
+        doses = [f"dose_{int(dose)}" for dose in read_document(path.parent / _DESIGN)["doses"]]
+        yield from (Finding(told=f"{name}: tells nothing of {dose}") for dose in doses if dose not in document)
     for promised in sorted({entry["design_sha256"] for entry in document.values()}):
         yield from _file(path.parent / _DESIGN, promised, root, tell)
     for key, entry in document.items():
@@ -105,6 +112,9 @@ def _generated(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) 
 
 
 def _viewed(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) -> Iterator[Item]:
+    name = path.relative_to(root).as_posix()
+    for view in document["failed_views"]:
+        yield Finding(told=f"{name}: {view['view']} of dose {view['dose']} failed: {view['error']}")
     for view in document["views"]:
         for store in view["stores"].values():
             yield from _store(path.parent / store["path"], store["store_sha256"], root, tell)
@@ -118,13 +128,15 @@ def _trained(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) ->
         yield Finding(told=f"{name}: of a dry run, so nothing is claimed")
         return
     for entry in document["jobs"]:
-        place = path.parent / f"dose_{int(entry['dose'])}" / entry["view"] / f"gs{entry['gridsize']}"
-        job, result = place.relative_to(root).as_posix(), entry["result"]
+        place, result = path.parent / job_folder(entry), entry["result"]
+        job, bundle = place.relative_to(root).as_posix(), result
         if result["status"] != "success":
             yield Finding(told=f"{job}: failed: {result['error']}")
-            continue
-        yield from _run(place, job, tell)
-        yield from _bundle(place / result["bundle_path"], result, f"{job}/{result['bundle_path']}")
+            bundle = result["last_bundle"]
+        if bundle is not None or (place / "run.json").exists():
+            yield from _run(place, job, tell)
+        if bundle is not None:
+            yield from _bundle(place / bundle["bundle_path"], bundle, f"{job}/{bundle['bundle_path']}")
     skips = path.parent / document["skip_summary_path"]
     yield from _skips(skips, document, skips.relative_to(root).as_posix())
 
@@ -181,7 +193,7 @@ def _bundle(place: Path, result: Mapping[str, Any], name: str) -> Iterator[Item]
     if not place.is_file():
         yield Damage(path=name, holds=name, found="missing")
         return
-    found, size = audit_bundle(place).bundle_sha256, place.stat().st_size
+    found, size = sha256_file(place), place.stat().st_size
     if (found, size) != (result["bundle_sha256"], result["bundle_size_bytes"]):
         told = f"SHA-256 {found} and {size} bytes, the manifest says {result['bundle_sha256']} and "
         yield Damage(path=name, holds=name, found=f"{told}{result['bundle_size_bytes']}")
@@ -192,9 +204,9 @@ def _skips(place: Path, document: Mapping[str, Any], name: str) -> Iterator[Item
         yield Damage(path=name, holds=name, found="missing")
         return
     summary = read_document(place)
-    said = {key: document[key] for key in ("timestamp", "skipped_views", "skipped_count")}
-    if summary != said or list(changes(place, summary, key=None)):
+    if any(summary.get(key) != document[key] for key in ("skipped_views", "skipped_count")):
         yield Damage(path=name, holds=name, found="is not what the manifest says of the views that were skipped")
+    yield from (Damage(path=name, holds=name, found=found) for found in changes(place, summary))
 
 
 def _bytes_below(root: Path) -> int:

@@ -59,6 +59,25 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_sealed(path: Path, *, key: str | None = SEAL) -> dict[str, Any]:
+    """A document that was sealed and written here, to be carried on; empty where there is none.
+
+    Raises
+    ------
+    IntegrityError
+        It is not as it was written.
+    """
+    if not path.exists():
+        return {}
+    document = read_document(path)
+    for found in changes(path, document, key=key):
+        raise IntegrityError(
+            f"{path}: {found}, so nothing is added to it", code="study.document",
+            hint="look what changed; moved away, it is written anew by the same command without filters",
+        )  # fmt: skip
+    return document
+
+
 def changes(path: Path, document: Mapping[str, Any], *, key: str | None = SEAL) -> Iterator[str]:
     """In words, how a document on disk differs from one that was sealed and written here; nothing where it does not."""
     if path.read_bytes() != spelled(document):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -77,9 +78,9 @@ def only_here(path: Path, *, place: Path) -> Iterator[None]:
         yield
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process had not finished writing in a folder."""
-    for stale in folder.glob(".*.partial"):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what a killed process had not finished writing in a folder, or of the one target of a name there."""
+    for stale in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
         if stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale)
         else:

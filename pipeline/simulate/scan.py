@@ -139,9 +139,13 @@ def plan_resimulation(base: Path, said: Declaration, *, seed: int, photons_per_f
     ConfigError
         The dose is not positive, or the peak exceeds 32 bits.
     SourceError
-        There is no object or no probe, frames are not square, or one sees nothing of the object.
+        There is no object or no probe, one is zero or not finite, frames are not square or see nothing of the object.
     """
     obj, geometry = _base(base, said)
+    for name, values in (("object", obj), ("probe", geometry.probe)):
+        if not np.isfinite(values).all() or not values.any():
+            found = "is zero everywhere" if np.isfinite(values).all() else "holds values that are not finite"
+            raise SourceError(f"{base}: its {name} {found}", code="simulate.no_light")
     side = geometry.probe.shape[1]
     corner = geometry.positions - side // 2
     beside = ((corner + side <= 0) | (corner >= geometry.object_shape)).any(axis=1)

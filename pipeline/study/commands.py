@@ -150,7 +150,8 @@ def overlap(
     found: dict[str, stage.Seen | PipelineError] = {}
     with root_at_work(output_root, again=_again("overlap")):
         advance = progress("study overlap", len(tasks), unit="view")
-        for task, seen in stage.make_views(tasks, phase_c_root=phase_c_root, crew=crew):
+        where = output_root.absolute()
+        for task, seen in stage.make_views(tasks, where, phase_c_root=phase_c_root, crew=crew):
             found[task.name] = seen
             advance(1, task.name)
         advance.close()
@@ -200,11 +201,14 @@ def train(
     from pipeline.study.design import design_for
     from pipeline.study.folder import root_at_work
     from pipeline.study.jobs import Filters, configs_of, plan_jobs, skips_in_words
-    from pipeline.study.places import require_root
+    from pipeline.study.places import require_doses, require_root
     from pipeline.study.spread import Crew
 
-    crew = Crew(workers=workers, scheduler=scheduler)
+    crew = Crew(workers=workers, scheduler=scheduler, num_workers=num_workers)
     require_root(phase_c_root, what="phase C, made by `study generate` or the old system")
+    require_doses(phase_c_root)
+    if phase_d_root.exists():
+        require_root(phase_d_root, what="phase D, made by `study overlap` or the old system")
     plan = design_for(phase_c_root, design_file).with_model(model)
     filters = Filters(dose=dose, view=view, gridsize=gridsize)
     matrix = plan_jobs(plan, filters, phase_c_root=phase_c_root, phase_d_root=phase_d_root)
@@ -214,7 +218,7 @@ def train(
     }
     tasks = stage.plan_tasks(matrix, configs, artifact_root=artifact_root, command=_typed("train"))
     request = stage.Request(
-        phase_c_root=phase_c_root, phase_d_root=phase_d_root, artifact_root=artifact_root, filters=filters
+        phase_c_root=phase_c_root, phase_d_root=phase_d_root, artifact_root=artifact_root, design=plan, filters=filters
     )
     names = [task.job.name for task in tasks]
     end = skips_in_words(matrix) + ([] if tasks or matrix.skipped else ["no job matches"])
@@ -259,7 +263,7 @@ def status(*, root: Path) -> Outcome:
 
     steps = status_of(root)
     counts = {state: sum(step.state == state for step in steps) for state in STATES}
-    width = max(len(f"{step.stage} {step.name}") for step in steps)
+    width = max((len(f"{step.stage} {step.name}") for step in steps), default=0)
     lines = [
         f"{f'{step.stage} {step.name}':<{width}}  {step.state}" + (f": {step.why}" if step.why else "")
         for step in steps

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from pipeline.config import ModelName, TrainConfig, flat, read_table, refuse_unknown, resolve_config
 from pipeline.errors import ConfigError, PlanError
 from pipeline.scan.sealed import read_document
+from pipeline.study.places import dose_of
 
 DESIGN_NAME: Final = "design.json"
 BASELINE: Final = "baseline"
@@ -179,12 +180,16 @@ class StudyDesign:
 def design_for(root: Path, file: Path | None) -> StudyDesign:
     """The design in a file that was named, else the one that a phase C root keeps, else that of always.
 
+    Parameters
+    ----------
+    root : of phase C, or the folder of one dose in it.
+
     Raises
     ------
     ConfigError, PlanError
         See `read_design`.
     """
-    kept = root / DESIGN_NAME
+    kept = (root if dose_of(root) is None else root.parent) / DESIGN_NAME
     if file is None and not kept.is_file():  # a root of the old system
         return StudyDesign()
     return read_design(kept if file is None else file)

@@ -26,11 +26,15 @@ def root_at_work(root: Path, *, again: str) -> Iterator[None]:
 
     Raises
     ------
+    TargetExistsError
+        A file is there.
     LockedError
         Another process is at work there.
     InterruptedRun, TerminatedRun
         A signal stopped the work inside.
     """
+    if root.exists() and not root.is_dir():
+        raise TargetExistsError(f"{root}: a file; expected a folder", code="target.foreign", hint="another name")
     root.mkdir(parents=True, exist_ok=True)
     (root / LOCK_NAME).touch()
     hint = f"the same command goes on: {again}"

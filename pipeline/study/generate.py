@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DivergedError, PipelineError, PlanError, TargetExistsError
+from pipeline.errors import DivergedError, IntegrityError, PipelineError, PlanError, TargetExistsError
 from pipeline.scan.audit_study import ENTRY_SEAL, GENERATED
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.provenance import library_versions
 from pipeline.scan.record import StoreRecord, open_record
-from pipeline.scan.sealed import read_document, sealed, spelled, write_document
+from pipeline.scan.sealed import read_document, read_sealed, sealed, spelled, write_document
 from pipeline.scan.staging import sweep
 from pipeline.scan.store import write_scan
 from pipeline.simulate.recipe import recipe_named
@@ -59,21 +59,26 @@ class Made:
 
 
 def keep_design(root: Path, design: StudyDesign) -> None:
-    """Leave the design in the root folder, where later stages find it.
+    """Leave the design in the root folder, where later stages find it, and a manifest beside it.
 
     Raises
     ------
     TargetExistsError
-        The root was made after another design.
+        There are doses that were made after another design.
+    IntegrityError
+        The manifest that is there is not as it was written.
     """
     path = root / DESIGN_NAME
-    if not path.exists():
-        write_document(path, design.document())
-    elif design_from(read_document(path), where=f"{path}: ") != design:
+    made = _entries(root / GENERATED)
+    same = path.exists() and design_from(read_document(path), where=f"{path}: ") == design
+    if made and not same:
         raise TargetExistsError(
             f"{path}: the study in {root} has another design", code="study.other_design",
             hint="another --output-root; settings of a training alone can be changed with `study train --design FILE`",
         )  # fmt: skip
+    if not same:
+        write_document(path, design.document())
+    write_document(root / GENERATED, made)
 
 
 def generate(tasks: list[DoseTask], *, crew: Crew) -> Iterator[tuple[DoseTask, Made | PipelineError]]:
@@ -89,12 +94,24 @@ def generate(tasks: list[DoseTask], *, crew: Crew) -> Iterator[tuple[DoseTask, M
 
 def _record(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Let the manifest tell of a dose; files of the old layout that an earlier command left are not forgotten."""
-    before = read_document(path) if path.exists() else {}
+    before = _entries(path)
     then = before.get(name, {})
     if entry["legacy_npz"] is None and then == sealed({**entry, "legacy_npz": then.get("legacy_npz")}, key=ENTRY_SEAL):
         return
     if then != entry:
         write_document(path, {**before, name: entry})
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The doses that the manifest tells of, each as it was sealed."""
+    entries = read_sealed(path, key=None)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry != sealed(entry, key=ENTRY_SEAL) or name != dose_name(entry["dose"]):
+            raise IntegrityError(
+                f"{path}: {name}: its content is not what its {ENTRY_SEAL} says, so nothing is added to it",
+                code="study.document", hint="look what changed; moved away, it is written anew",
+            )  # fmt: skip
+    return entries
 
 
 def in_words(task: DoseTask, made: Made | PipelineError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.scan.audit_study import job_folder
 from pipeline.study.design import BASELINE, StudyDesign
 from pipeline.study.places import dose_data, dose_name, view_data
 
@@ -26,7 +28,7 @@ class Job:
     @property
     def place(self) -> Path:
         """dose_N/VIEW/gsG."""
-        return Path(dose_name(self.dose)) / self.view / f"gs{self.gridsize}"
+        return Path(job_folder({"dose": self.dose, "view": self.view, "gridsize": self.gridsize}))
 
     @property
     def name(self) -> str:
@@ -62,8 +64,10 @@ def slots(design: StudyDesign, filters: Filters) -> list[tuple[float, str, int]]
     Raises
     ------
     ConfigError
-        A view is asked for that the design has not.
+        A view is asked for that the design has not, or a dose that is no number above 0.
     """
+    if filters.dose is not None and not 0 < filters.dose < math.inf:
+        raise ConfigError(f"--dose {filters.dose}: expected photons per frame", code="study.range", keys=("dose",))
     names = [BASELINE, *(view.name for view in design.views)]
     if filters.view is not None and filters.view not in names:
         raise ConfigError(
@@ -79,9 +83,7 @@ def slots(design: StudyDesign, filters: Filters) -> list[tuple[float, str, int]]
     return [
         (dose, view, gridsize)
         for dose, view, gridsize in whole
-        if (filters.dose is None or round(filters.dose) == dose)
-        and filters.view in (None, view)
-        and filters.gridsize in (None, gridsize)
+        if filters.dose in (None, dose) and filters.view in (None, view) and filters.gridsize in (None, gridsize)
     ]
 
 
@@ -132,7 +134,4 @@ def configs_of(design: StudyDesign, jobs: Sequence[Job]) -> dict[int, TrainConfi
 
 def skips_in_words(matrix: Matrix) -> list[str]:
     """A line for each job that cannot be."""
-    return [
-        f"{dose_name(skip['dose'])}/{skip['view']}/gs{skip['gridsize']}: skipped: {skip['reason']}"
-        for skip in matrix.skipped
-    ]
+    return [f"{job_folder(skip)}: skipped: {skip['reason']}" for skip in matrix.skipped]

@@ -13,19 +13,19 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import NotFoundError, PipelineError
+from pipeline.errors import NotFoundError, PipelineError, TargetExistsError
 from pipeline.scan.audit_study import VIEWED
 from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import data_001, ingest, plan_ingest
 from pipeline.scan.provenance import library_versions
 from pipeline.scan.record import StoreRecord, is_store, open_record
-from pipeline.scan.sealed import read_document, sealed, spelled, write_document
+from pipeline.scan.sealed import read_document, read_sealed, sealed, spelled, write_document
 from pipeline.scan.staging import sweep
 from pipeline.scan.store import open_stored, write_scan
 from pipeline.study.design import StudyDesign, View
 from pipeline.study.folder import store_there
-from pipeline.study.places import SPLITS, dose_data, dose_name, dose_of
+from pipeline.study.places import SPLITS, dose_data, dose_name, dose_of, require_doses
 from pipeline.study.spread import Crew, spread
 from pipeline.study.views import OverlapPlan, drawn_view, overlap_metrics, spaced_view
 
@@ -98,15 +98,10 @@ def plan_views(root: Path, output: Path, design: StudyDesign, measure: Measure) 
     if measure.s_img is not None:
         view = View(name=root.name, overlap=0.0, s_img=measure.s_img)
         return [_task(dose_of(root), view, root, output, output, "", design, measure)]
-    doses = sorted(dose for folder in root.iterdir() if folder.is_dir() and (dose := dose_of(folder)) is not None)
-    if not doses:
-        raise NotFoundError(
-            f"{root}: no folder dose_N", code="study.root", hint="--s-img SHARE, where it is the folder of one dose"
-        )
     return [
         _task(dose, view, root / dose_name(dose), output, output / dose_name(dose) / view.name, f"{view.name}_",
               design, measure)
-        for dose in doses for view in design.views
+        for dose in require_doses(root) for view in design.views
     ]  # fmt: skip
 
 
@@ -129,28 +124,42 @@ def _task(
 
 
 def make_views(
-    tasks: Sequence[ViewTask], *, phase_c_root: Path, crew: Crew
+    tasks: Sequence[ViewTask], root: Path, *, phase_c_root: Path, crew: Crew
 ) -> Iterator[tuple[ViewTask, Seen | PipelineError]]:
-    """Each view with what became of it, as they come in; the manifest is written at the end.
+    """Each view with what became of it, as they come in; the manifest of the root is written at the end.
 
-    The caller is alone at work in the root.
+    Of a view that failed it keeps what was there before. The caller is alone at work in the root.
+
+    Raises
+    ------
+    IntegrityError
+        The manifest that is there is not as it was written.
     """
-    found: dict[tuple[int, str], Seen] = {}
+    before = read_sealed(root / VIEWED)
+    made = {_key(entry): entry for entry in before.get("views", [])}
+    skipped = {_key(entry): entry for entry in before.get("skipped_views", [])}
+    failed: dict[tuple[int, str], Mapping[str, Any]] = {}
     for task, seen in spread(tasks, make_view, crew=crew):
-        if isinstance(seen, Seen):
-            found[task.dose or 0, task.view.name] = seen
+        named = {"dose": task.dose, "view": task.view.name}
+        if isinstance(seen, PipelineError):
+            failed[_key(named)] = {**named, "error": seen.message, "error_code": seen.code}
+        else:
+            there, gone = (made, skipped) if seen.reason is None else (skipped, made)
+            there[_key(named)] = seen.entry
+            gone.pop(_key(named), None)
         yield task, seen
-    if tasks:
-        ordered = [found[key] for key in sorted(found)]
-        left_out = [dict(seen.entry) for seen in ordered if seen.reason is not None]
-        manifest = {
-            "phase_c_root": str(phase_c_root),
-            "measure": asdict(tasks[0].measure),
-            "views": [dict(seen.entry) for seen in ordered if seen.reason is None],
-            "skipped_views": left_out,
-            "skipped_count": len(left_out),
-        }
-        write_document(tasks[0].root / VIEWED, sealed(manifest))
+    manifest = {
+        "phase_c_root": str(phase_c_root),
+        "views": [made[key] for key in sorted(made)],
+        "failed_views": [failed[key] for key in sorted(failed)],
+        "skipped_views": [skipped[key] for key in sorted(skipped)],
+        "skipped_count": len(skipped),
+    }
+    write_document(root / VIEWED, sealed(manifest))
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[int, str]:
+    return entry["dose"] or 0, entry["view"]
 
 
 def make_view(task: ViewTask) -> Seen:
@@ -171,6 +180,13 @@ def make_view(task: ViewTask) -> Seen:
         kept = {split: _kept(task, there) for split, there in positions.items()}
         reason = next(filter(None, (_too_few(task, split, kept[split], positions[split]) for split in SPLITS)), None)
         if reason is not None:
+            for split in SPLITS:
+                if task.place(split).exists():
+                    raise TargetExistsError(
+                        f"{task.place(split)}: is there, and {reason}",
+                        code="target.exists",
+                        hint="another --output-root",
+                    )
             return Seen(entry={**named, "reason": reason}, written=False, reason=reason)
         made = {split: _store(task, split, record, kept[split]) for split, record in opened.items()}
         metrics = {
@@ -191,7 +207,7 @@ def make_view(task: ViewTask) -> Seen:
     documents = {**{f"{split}_metrics.json": metrics[split] for split in SPLITS}, BUNDLE_NAME: metrics}
     new = [new for _, new in made.values()] + [_written(task.folder / name, one) for name, one in documents.items()]
     files = {name: _promise(task, name, document) for name, document in documents.items()}
-    entry = {**named, "stores": stores, "sources": sources, "metrics": files}
+    entry = {**named, "measure": asdict(task.measure), "stores": stores, "sources": sources, "metrics": files}
     return Seen(entry=entry, written=any(new), metrics=metrics)
 
 

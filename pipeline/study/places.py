@@ -34,6 +34,23 @@ def require_root(root: Path, *, what: str) -> None:
         raise NotFoundError(f"{root}: {found}; expected the folder of {what}", code="study.root")
 
 
+def require_doses(root: Path) -> list[int]:
+    """The doses whose folders lie in a phase C root, ascending.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    doses = sorted(dose for folder in root.iterdir() if folder.is_dir() and (dose := dose_of(folder)) is not None)
+    if not doses:
+        raise NotFoundError(
+            f"{root}: no folder dose_N", code="study.root",
+            hint="the root that `study generate` made; `study overlap` takes the folder of one dose with --s-img SHARE",
+        )  # fmt: skip
+    return doses
+
+
 def dose_data(folder: Path, split: str) -> Path | None:
     """The frames of a dose's folder that are for training or testing: a store, else a legacy NPZ; None without both.
 

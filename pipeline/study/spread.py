@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import dask
 
+from pipeline.cli import environment_fault
 from pipeline.errors import ConfigError, EnvironmentFault, InterruptedRun, PipelineError, TerminatedRun
 
 Task = TypeVar("Task")
@@ -21,16 +22,25 @@ _CONNECT_S: Final = 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crew:
-    """Who does the work: this process, `workers` processes of its own, or those of the dask scheduler at an address."""
+    """Who does the work: this process, `workers` processes of its own, or those of the dask scheduler at an address.
+
+    num_workers : processes that each of them starts to read frames, which those of a foreign cluster may not do.
+    """
 
     workers: int | None = None
     scheduler: str | None = None
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.scheduler is not None:
             raise ConfigError(
                 "--workers starts a cluster and --scheduler uses one", code="study.crew", hint="one of both"
             )
+        if self.scheduler is not None and self.num_workers:
+            raise ConfigError(
+                "--num-workers needs processes that may start others, and those behind --scheduler may not",
+                code="study.crew", hint="--num-workers 0",
+            )  # fmt: skip
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers {self.workers}; at least 1", code="config.range")
 
@@ -61,7 +71,7 @@ def spread(
     from distributed import Client, KilledWorker, as_completed
 
     with ExitStack() as stack:
-        stack.enter_context(_silence())
+        stack.enter_context(_our_ways())
         where = crew.scheduler or stack.enter_context(_cluster(min(crew.workers or 1, len(tasks))))
         try:
             client = stack.enter_context(Client(where, timeout=_CONNECT_S))  # type: ignore[no-untyped-call]
@@ -99,13 +109,13 @@ def _cluster(n_workers: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing is said of connections and processes that come and go; what goes wrong is raised."""
+def _our_ways() -> Iterator[None]:
+    """Nothing is said of connections and processes that come and go; those may have children, which read frames."""
     log = logging.getLogger("distributed")
     before = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with dask.config.set({"logging": {"distributed": "critical"}}):
+        with dask.config.set({"logging": {"distributed": "critical"}, "distributed.worker.daemon": False}):
             yield
     finally:
         log.setLevel(before)
@@ -119,3 +129,5 @@ def _done(work: Callable[[Task], Result], task: Task) -> Result | PipelineError:
         raise
     except PipelineError as exc:
         return exc
+    except (OSError, MemoryError) as exc:
+        return environment_fault(exc)

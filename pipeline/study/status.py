@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.errors import NotFoundError
+from pipeline.errors import IntegrityError, NotFoundError, PipelineError
 from pipeline.scan.audit_run import CHECKPOINTS, is_run
-from pipeline.scan.audit_study import GENERATED, TRAINED, VIEWED, manifests_below
+from pipeline.scan.audit_study import GENERATED, TRAINED, VIEWED, job_folder, manifests_below
 from pipeline.scan.bundle import BUNDLE_NAME
 from pipeline.scan.record import is_store
 from pipeline.scan.sealed import read_document
-from pipeline.study.design import design_for
-from pipeline.study.jobs import Filters, Job, slots
+from pipeline.study.design import design_for, design_from
+from pipeline.study.jobs import Filters, slots
 from pipeline.study.places import SPLITS, dose_name
 
 STATES: Final = ("done", "begun", "failed", "skipped", "left")
@@ -37,6 +37,8 @@ def status_of(root: Path) -> list[Step]:
     ------
     NotFoundError
         There is no manifest.
+    IntegrityError
+        A manifest does not hold what it should.
     """
     if not root.is_dir():
         raise NotFoundError(f"{root}: no such folder", code="study.not_found")
@@ -45,11 +47,20 @@ def status_of(root: Path) -> list[Step]:
         raise NotFoundError(f"{root}: no manifest of a study", code="study.not_found")
     stages = {GENERATED: _generated, VIEWED: _viewed, TRAINED: _trained}
     found = sorted(manifests, key=lambda path: (list(stages).index(path.name), path))
-    return [step for path in found for step in stages[path.name](path)]
+    steps = list[Step]()
+    for path in found:
+        try:
+            steps += stages[path.name](path)
+        except PipelineError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise IntegrityError(f"{path}: not as it was written: {exc!r}", code="study.document") from exc
+    return steps
 
 
 def _generated(path: Path) -> Iterator[Step]:
     design = design_for(path.parent, None)
+    read_document(path)
     for dose in design.doses:
         folder = path.parent / dose_name(dose)
         there = [is_store(folder / f"patched_{split}.zarr") for split in SPLITS]
@@ -60,41 +71,38 @@ def _generated(path: Path) -> Iterator[Step]:
 
 def _viewed(path: Path) -> Iterator[Step]:
     document = read_document(path)
+    failed = {_view_name(view): str(view["error"]) for view in document["failed_views"]}
     for view in document["views"]:
         there = all(is_store(path.parent / store["path"]) for store in view["stores"].values())
-        yield Step(stage="overlap", name=_view_name(view), state="done" if there else "left")
+        if _view_name(view) not in failed:
+            yield Step(stage="overlap", name=_view_name(view), state="done" if there else "left")
+    for name, why in failed.items():
+        yield Step(stage="overlap", name=name, state="failed", why=why)
     for view in document["skipped_views"]:
         yield Step(stage="overlap", name=_view_name(view), state="skipped", why=view["reason"])
 
 
 def _view_name(view: Mapping[str, Any]) -> str:
-    return view["view"] if view["dose"] is None else f"{dose_name(view['dose'])}/{view['view']}"
+    return str(view["view"]) if view["dose"] is None else f"{dose_name(view['dose'])}/{view['view']}"
 
 
 def _trained(path: Path) -> Iterator[Step]:
     document = read_document(path)
-    failed = {_job_name(job): job["result"]["error"] for job in document["jobs"] if _failed(job)}
-    skipped = {(skip["dose"], skip["view"], skip["gridsize"]): skip["reason"] for skip in document["skipped_views"]}
-    for dose, view, gridsize in slots(design_for(Path(document["phase_c_root"]), None), Filters()):
-        folder = path.parent / dose_name(dose) / view / f"gs{gridsize}"
-        name = folder.relative_to(path.parent).as_posix()
+    jobs = {} if document["dry_run"] else {job_folder(job): job["result"] for job in document["jobs"]}
+    skipped = {job_folder(skip): skip["reason"] for skip in document["skipped_views"]}
+    wanted = [
+        job_folder({"dose": dose, "view": view, "gridsize": gridsize})
+        for dose, view, gridsize in slots(design_from(document["design"]), Filters())
+    ]
+    for name in dict.fromkeys([*wanted, *jobs]):
+        folder, result = path.parent / name, jobs.get(name, {})
         state, why = "left", None
-        if (folder / BUNDLE_NAME).is_file():
+        if result.get("status") == "failed":
+            state, why = "failed", result["error"]
+        elif (folder / BUNDLE_NAME).is_file():
             state = "done"
-        elif name in failed:
-            state, why = "failed", failed[name]
         elif is_run(folder) and (folder / CHECKPOINTS).is_dir():
             state = "begun"
-        elif (dose, view, gridsize) in skipped:
-            state, why = "skipped", skipped[dose, view, gridsize]
+        elif name in skipped:
+            state, why = "skipped", skipped[name]
         yield Step(stage="train", name=name, state=state, why=why)
-
-
-def _failed(job: Mapping[str, Any]) -> bool:
-    return bool(job["result"].get("status") == "failed")
-
-
-def _job_name(job: Mapping[str, Any]) -> str:
-    return Job(
-        dose=job["dose"], view=job["view"], gridsize=job["gridsize"], train_data=Path(), test_data=None
-    ).name  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,14 +24,15 @@ from pipeline.evaluation.folder import RunFolder, at_work, begin_run, open_run
 from pipeline.evaluation.run import check_training, run_training
 from pipeline.learning.prepare import fit_stream
 from pipeline.scan.audit_run import REPORT_NAME, is_run
-from pipeline.scan.audit_study import TRAINED
+from pipeline.scan.audit_study import TRAINED, job_folder
 from pipeline.scan.bundle import BUNDLE_NAME, audit_bundle
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import data_001, plan_ingest
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.record import is_store, open_record
-from pipeline.scan.sealed import read_document, sealed, write_document
+from pipeline.scan.sealed import read_document, read_sealed, sealed, write_document
 from pipeline.scan.staging import sweep
+from pipeline.study.design import StudyDesign
 from pipeline.study.folder import now
 from pipeline.study.jobs import Filters, Job, Matrix
 from pipeline.study.spread import Crew, spread
@@ -87,6 +88,7 @@ class Request:
     phase_c_root: Path
     phase_d_root: Path
     artifact_root: Path
+    design: StudyDesign
     filters: Filters
 
 
@@ -95,14 +97,41 @@ def train_jobs(
 ) -> Iterator[tuple[TrainTask, Trained | PipelineError]]:
     """Each job with what became of it, as they come in. After each the manifest is written, whole.
 
-    The caller is alone at work in the artifact root.
+    What earlier commands did in the same root stays in it. The caller is alone at work there.
+
+    Raises
+    ------
+    IntegrityError
+        The manifest that is there is not as it was written.
     """
-    results: dict[str, Mapping[str, Any]] = {}
-    _write(request, matrix, tasks, results)
+    path, began = request.artifact_root / TRAINED, now()
+    before = read_sealed(path)
+    if before.get("dry_run"):
+        before = {}
+    skips = _skips(matrix, before)
+    write_document(
+        request.artifact_root / SKIPS_NAME,
+        sealed({"timestamp": began, "skipped_views": skips, "skipped_count": len(skips)}),
+    )
+    entries = {job_folder(entry): entry for entry in before.get("jobs", [])}
+    write_document(path, sealed(_manifest(request, skips, entries.values(), dry_run=False, timestamp=began)))
     for task, trained in spread(tasks, train_job, crew=crew):
-        results[task.job.name] = trained.result if isinstance(trained, Trained) else _failure(trained)
-        _write(request, matrix, tasks, results)
+        name = task.job.name
+        result = trained.result if isinstance(trained, Trained) else _failure(trained, entries.get(name))
+        entries[name] = {**_entry(task), "result": result}
+        write_document(path, sealed(_manifest(request, skips, entries.values(), dry_run=False, timestamp=began)))
         yield task, trained
+
+
+def _skips(matrix: Matrix, before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The jobs that this command or an earlier one found without frames."""
+    looked_at = {job.name for job in matrix.jobs} | {job_folder(skip) for skip in matrix.skipped}
+    earlier = [skip for skip in before.get("skipped_views", []) if job_folder(skip) not in looked_at]
+    return sorted([*earlier, *map(dict, matrix.skipped)], key=_in_order)
+
+
+def _in_order(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["dose"], entry["gridsize"], entry["view"]
 
 
 def plan_only(tasks: Sequence[TrainTask], matrix: Matrix, request: Request) -> Path:
@@ -115,54 +144,30 @@ def plan_only(tasks: Sequence[TrainTask], matrix: Matrix, request: Request) -> P
         {**_entry(task), "result": {key: value for key, value in _entry(task).items() if key in _SUMMARY}}
         for task in tasks
     ]
-    write_document(path, sealed(_manifest(request, matrix, jobs, dry_run=True, timestamp=now())))
+    skips = [dict(skip) for skip in matrix.skipped]
+    write_document(path, sealed(_manifest(request, skips, jobs, dry_run=True, timestamp=now())))
     return path
 
 
 _SUMMARY: Final = ("dose", "view", "gridsize", "train_data_path", "test_data_path", "log_path")
 
 
-def _write(
-    request: Request, matrix: Matrix, tasks: Sequence[TrainTask], results: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write the manifest of what is done, after what earlier commands did here, and the summary of what was skipped."""
-    path, timestamp = request.artifact_root / TRAINED, now()
-    mine = {task.job.name: {**_entry(task), "result": results.get(task.job.name)} for task in tasks}
-    jobs = {name: entry for name, entry in mine.items() if entry["result"] is not None}
-    before = read_document(path) if path.exists() else {}
-    for entry in before.get("jobs", []) if not before.get("dry_run") else []:
-        name = _name_of(entry)
-        if name not in jobs and (request.artifact_root / name).is_dir():
-            jobs[name] = entry
-    ordered = sorted(jobs.values(), key=lambda entry: (entry["dose"], entry["gridsize"], entry["view"]))
-    manifest = _manifest(request, matrix, ordered, dry_run=False, timestamp=timestamp)
-    skips = {key: manifest[key] for key in ("timestamp", "skipped_views", "skipped_count")}
-    write_document(request.artifact_root / SKIPS_NAME, skips)
-    write_document(path, sealed(manifest))
-
-
-def _name_of(entry: Mapping[str, Any]) -> str:
-    """The folder of a job below the artifact root, from its entry."""
-    job = Job(
-        dose=entry["dose"], view=entry["view"], gridsize=entry["gridsize"], train_data=Path(), test_data=None
-    )  # fmt: skip
-    return job.name
-
-
 def _manifest(
-    request: Request, matrix: Matrix, jobs: Sequence[Mapping[str, Any]], *, dry_run: bool, timestamp: str
-) -> dict[str, Any]:
+    request: Request, skips: Sequence[Mapping[str, Any]], jobs: Iterable[Mapping[str, Any]], *, dry_run: bool,
+    timestamp: str,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "timestamp": timestamp,
         "phase_c_root": str(request.phase_c_root),
         "phase_d_root": str(request.phase_d_root),
         "artifact_root": str(request.artifact_root),
+        "design": request.design.document(),
         "filters": asdict(request.filters),
         "dry_run": dry_run,
-        "jobs": [dict(job) for job in jobs],
-        "skipped_views": [dict(skip) for skip in matrix.skipped],
-        "skipped_count": len(matrix.skipped),
-        "skip_summary_path": SKIPS_NAME,
+        "jobs": sorted(map(dict, jobs), key=_in_order),
+        "skipped_views": list(skips),
+        "skipped_count": len(skips),
+        "skip_summary_path": None if dry_run else SKIPS_NAME,
     }
 
 
@@ -248,7 +253,7 @@ def train_job(task: TrainTask) -> Trained:
         Of whatever kind: its frames are damaged or ambiguous, it diverged, the machine cannot do it.
     """
     task.folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(task.folder.parent)
+    sweep(task.folder.parent, task.folder.name)
     new = not (task.folder / BUNDLE_NAME).exists()
     run = open_run(task.folder, kind="train") if task.folder.exists() else _begin(task)
     if new:
@@ -347,8 +352,12 @@ def _success(task: TrainTask, run: RunFolder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _failure(error: PipelineError) -> dict[str, Any]:
+def _failure(error: PipelineError, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the manifest says of a job that failed; the bundle that an earlier command left is not forgotten."""
+    then = {} if before is None else before["result"]
+    last = {key: then[key] for key in _BUNDLE} if then.get("status") == "success" else then.get("last_bundle")
     return {
+        "last_bundle": last,
         "status": "failed",
         "error": error.message + (f" ({error.hint})" if error.hint else ""),
         "error_code": error.code,
@@ -357,6 +366,9 @@ def _failure(error: PipelineError) -> dict[str, Any]:
              "bundle_size_bytes", "store_sha256", "training_results")
         ),
     }  # fmt: skip
+
+
+_BUNDLE: Final = ("bundle_path", "bundle_sha256", "bundle_size_bytes")
 
 
 def lines_of(job: Job, result: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,8 @@ def test_training_cli_manifest_and_bridging(roots: Path, tmp_path: Path) -> None
     assert str(tmp_path / "d" / "dose_1000") in skip["reason"]
     assert manifest["skip_summary_path"] == "skip_summary.json"
     summary = json.loads((tmp_path / "e" / manifest["skip_summary_path"]).read_text())
-    assert summary == {key: manifest[key] for key in ("timestamp", "skipped_views", "skipped_count")}
+    for key in ("timestamp", "skipped_views", "skipped_count"):
+        assert summary[key] == manifest[key]
     assert summary["skipped_count"] == 1
     assert manifest["filters"] == {"dose": 1000.0, "view": None, "gridsize": None}
 
@@ -199,8 +201,6 @@ def test_other_settings_or_frames_under_the_same_name_are_refused_before_any_wor
 
 
 def test_a_damaged_half_fails_its_job_alone(roots: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "c"
     shutil.copytree(roots / "c", broken)
     chunk = broken / "dose_10000" / "patched_train.zarr" / "diffraction" / "c.0.0.0"
@@ -223,6 +223,9 @@ def test_what_cannot_be_is_refused_before_any_work(roots: Path, tmp_path: Path) 
         (("--model", "canvas"), 2, "dose_1000/dense/gs2, dose_1000/sparse/gs2"),
         (("--backend", "tensorflow"), 2, "pytorch"),
         (("--workers", "0"), 2, "at least 1"),
+        (("--dose", "nan"), 2, "--dose"),
+        (("--dose", "-1"), 2, "--dose"),
+        (("--scheduler", "tcp://127.0.0.1:1", "--num-workers", "1"), 2, "--num-workers 0"),
     ):
         done = run(roots, artifacts, *more)
         assert done.returncode == code, (more, done.stderr)
@@ -232,7 +235,12 @@ def test_what_cannot_be_is_refused_before_any_work(roots: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "OVERSAMPLING-001" in done.stderr
     assert run(roots, artifacts, c=tmp_path / "none").returncode == 5
+    assert run(roots, artifacts, c=tmp_path).returncode == 5
+    assert run(roots, artifacts, d=few).returncode == 5
+    assert run(roots, few).returncode == 7
     assert not artifacts.exists()
+    assert run(roots, artifacts, "--dose", "1000.4", "--dry-run").stdout.startswith("no job matches")
+    shutil.rmtree(artifacts)
     missing = run(roots, artifacts, "--view", "dense", d=tmp_path / "none")
     assert missing.returncode == 0
     assert manifest_of(artifacts)["skipped_count"] == 2
@@ -249,9 +257,26 @@ def test_the_model_of_whole_objects_trains_the_baseline(roots: Path, tmp_path: P
     assert job["model"] == "canvas"
 
 
+def test_a_fault_of_the_machine_fails_its_job_alone(roots: Path, tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "dose_1000").write_text("in the way")
+    done = run(roots, tmp_path / "e", "--view", "baseline")
+    assert done.returncode == 3
+    assert [job["result"]["status"] for job in manifest_of(tmp_path / "e")["jobs"]] == ["failed", "success"]
+
+
+def test_a_job_sweeps_up_after_itself_alone(tmp_path: Path) -> None:
+    from pipeline.scan.staging import sweep
+
+    for name in (".gs2.1234.partial", ".gs3.1234.partial"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path, "gs3")
+    assert [path.name for path in tmp_path.iterdir()] == [".gs2.1234.partial"]
+
+
 def test_two_processes_of_a_cluster_leave_the_bundles_of_one(roots: Path, tmp_path: Path) -> None:
     one = run(roots, tmp_path / "one", "--view", "baseline")
-    two = run(roots, tmp_path / "two", "--view", "baseline", "--workers", "2")
+    two = run(roots, tmp_path / "two", "--view", "baseline", "--workers", "2", "--num-workers", "1")
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     digests = [
         [job["result"]["bundle_sha256"] for job in manifest_of(tmp_path / name)["jobs"]] for name in ("one", "two")

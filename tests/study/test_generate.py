@@ -157,7 +157,10 @@ def test_a_base_that_cannot_be_is_refused_with_its_own_exit_code(tmp_path: Path)
     assert study("generate", "--base-npz", tmp_path / "none.npz", "--output-root", tmp_path / "c").returncode == 5
     with np.load(base) as source:
         members = dict(source)
+    flat = np.zeros_like(members["objectGuess"])
     for name, changed, said in (
+        ("zero", {**members, "objectGuess": flat}, "object is zero"),
+        ("nan", {**members, "probeGuess": members["probeGuess"] * np.nan}, "probe"),
         ("no-object", {k: v for k, v in members.items() if k != "objectGuess"}, "no object"),
         ("no-probe", {k: v for k, v in members.items() if k != "probeGuess"}, "no probe"),
         ("far", {**members, "xcoords": members["xcoords"] + 500}, "sees nothing"),
@@ -181,6 +184,15 @@ def test_a_placeholder_for_an_object_and_frames_beyond_its_edge_are_told(tmp_pat
     assert done.returncode == 0
     assert "placeholder" in done.stderr
     assert "look beyond the object" in done.stderr
+
+
+def test_a_first_try_that_failed_leaves_the_root_free_for_another_design(tmp_path: Path) -> None:
+    base, root = write_base(tmp_path / "b.npz"), tmp_path / "c"
+    wrong = write_design(tmp_path / "w.toml", split={"fraction": 0.001}, gridsizes=[3], neighbor_count=9)
+    assert study("generate", "--base-npz", base, "--output-root", root, "--design", wrong).returncode == 2
+    assert json.loads((root / "run_manifest.json").read_text()) == {}
+    right = write_design(tmp_path / "r.toml", doses=[1000])
+    assert study("generate", "--base-npz", base, "--output-root", root, "--design", right).returncode == 0
 
 
 def test_a_half_that_fills_no_group_is_refused(tmp_path: Path) -> None:

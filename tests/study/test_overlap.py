@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_the_folder_of_one_dose_takes_the_flags_of_later_versions(
     assert names >= {"train.zarr", "test.zarr", "train_metrics.json", "test_metrics.json", "metrics_bundle.json"}
     found = metrics_of(tmp_path / "d")
     assert metrics_of(tmp_path / "a") == found
+    assert json.loads((tmp_path / "d" / "overlap_manifest.json").read_text())["views"][0]["dose"] == 1000
     assert set(found["train"]) == KEYS - {"metric_1_group_based_avg"}
     assert (found["train"]["neighbor_count"], found["train"]["rng_seed_subsample"]) == (3, 42)
     whole = open_stored(folder / "c" / "dose_1000" / "patched_train.zarr").sizes["frame"]
@@ -119,6 +121,12 @@ def test_the_rule_of_spacing_keeps_frames_that_lie_apart_and_skips_views_too_sma
     assert {(skip["dose"], skip["view"]) for skip in manifest["skipped_views"]} >= {(1000, "sparse"), (10000, "sparse")}
     assert "a group of gridsize 2 has 4" in manifest["skipped_views"][0]["reason"]
     assert "skipped" in done.stdout
+    shutil.copytree(folder / "d", tmp_path / "d")
+    stale = study("overlap", "--phase-c-root", folder / "c", "--output-root", tmp_path / "d", "--rule", "spacing")
+    assert stale.returncode == 7  # views that would be skipped are still there, and would be trained
+    left = json.loads((tmp_path / "d" / "overlap_manifest.json").read_text())
+    assert {entry["measure"]["rule"] for entry in left["views"]} == {"fraction"}
+    assert len(left["failed_views"]) == len(left["views"]) == 4
     near = tmp_path / "near.toml"
     near.write_text("patch_px = 20.0\n[views.dense]\noverlap = 0.7\ns_img = 0.8\n")
     done = study("overlap", "--phase-c-root", folder / "c", "--output-root", tmp_path / "near", "--rule", "spacing",
