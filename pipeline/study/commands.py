@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,10 @@ def generate(
             )
             for dose in sorted(plan.doses)
         ]  # fmt: skip
-        advance = progress("study generate", len(tasks), unit="dose")
-        for task, made in stage.generate(tasks, crew=crew):
-            found[task.dose] = made
-            advance(1, f"{task.dose:g} photons")
-        advance.close()
+        with closing(progress("study generate", len(tasks), unit="dose")) as advance:
+            for task, made in stage.generate(tasks, crew=crew):
+                found[task.dose] = made
+                advance(1, f"{task.dose:g} photons")
     made_ones = [one for one in found.values() if isinstance(one, stage.Made)]
     data = {"manifest": str(output_root / GENERATED), "doses": [dict(one.entry) for one in made_ones]}
     notes = [f"{one.entry['intermediate_dir']}: {note}" for one in made_ones for note in one.notes]
@@ -149,12 +149,11 @@ def overlap(
     tasks = stage.plan_views(phase_c_root.absolute(), output_root.absolute(), plan, measure)
     found: dict[str, stage.Seen | PipelineError] = {}
     with root_at_work(output_root, again=_again("overlap")):
-        advance = progress("study overlap", len(tasks), unit="view")
-        where = output_root.absolute()
-        for task, seen in stage.make_views(tasks, where, phase_c_root=phase_c_root, crew=crew):
-            found[task.name] = seen
-            advance(1, task.name)
-        advance.close()
+        with closing(progress("study overlap", len(tasks), unit="view")) as advance:
+            where = output_root.absolute()
+            for task, seen in stage.make_views(tasks, where, phase_c_root=phase_c_root, crew=crew):
+                found[task.name] = seen
+                advance(1, task.name)
         if artifact_root is not None:
             stage.copy_metrics(tasks, artifact_root.absolute())
     lines = [stage.in_words(task, found[task.name]) for task in tasks]
@@ -228,12 +227,11 @@ def train(
         data = {"manifest": str(path), "jobs": names, "skipped_views": list(matrix.skipped), "dry_run": True}
         return Outcome(data=data, text="\n".join([*lines, *end, f"{len(tasks)} jobs planned in {path}"]))
     found: dict[str, Any] = {}
-    with root_at_work(artifact_root, again=_again("train")):
-        advance = progress("study train", len(tasks), unit="job")
+    bar = progress("study train", len(tasks), unit="job")
+    with root_at_work(artifact_root, again=_again("train")), closing(bar) as advance:
         for task, trained in stage.train_jobs(tasks, matrix, request, crew=crew):
             found[task.job.name] = trained
             advance(1, task.job.name)
-        advance.close()
     lines = [line for task in tasks for line in stage.in_words(task.job, found[task.job.name])]
     results = {name: dict(one.result) for name, one in found.items() if isinstance(one, stage.Trained)}
     data = {"manifest": str(artifact_root / TRAINED), "jobs": names, "results": results,

@@ -289,6 +289,27 @@ def test_a_study_killed_ten_times_leaves_the_bytes_of_one_that_was_not(undisturb
 
 
 @pytest.mark.long
+def test_a_study_that_is_interrupted_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for name in "cd":
+        shutil.copytree(undisturbed / name, tmp_path / name)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.study", "train", *STAGES["train"]], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    while not (tmp_path / "e" / "dose_1000" / "baseline" / "gs1" / "train.log").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate()
+    assert running.returncode == 130
+    assert "python -m pipeline.study train --phase-c-root c --phase-d-root d --artifact-root e" in told
+    assert "Traceback" not in told
+    assert start("train", tmp_path).wait() == 0
+    assert all_hashes(tmp_path)[2] == all_hashes(undisturbed)[2]
+
+
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_study_with_two_processes_leaves_the_bytes_of_one(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
