@@ -274,6 +274,7 @@ def test_a_job_sweeps_up_after_itself_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".gs2.1234.partial"]
 
 
+@pytest.mark.long
 def test_two_processes_of_a_cluster_leave_the_bundles_of_one(roots: Path, tmp_path: Path) -> None:
     one = run(roots, tmp_path / "one", "--view", "baseline")
     two = run(roots, tmp_path / "two", "--view", "baseline", "--workers", "2", "--num-workers", "1")
