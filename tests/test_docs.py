@@ -87,7 +87,8 @@ def test_the_snippets_of_a_page_run_in_order(page: Path, folder: Path) -> None:
     script = "\n".join(snippets(page))
     if "load_bundle" in script:
         short = ("--steps", "2", "--batch-size", "64", "--set", "solver.iterations=2", "--set",
-                 "solver.start_iterations=1", "--set", "network.width=4", "--refine", "none", "--prior", "tv", "--quiet")  # fmt: skip
+                 "solver.start_iterations=1", "--set", "network.width=4", "--refine", "none", "--prior", "tv",
+                 "--quiet")  # fmt: skip
         pytest.importorskip("torch", reason="the extra `train` is not installed")
         done = run_command("pipeline.train", folder / "demo-out/scan.zarr", "--output", folder / "RUN", *short)
         assert done.returncode == 0, done.stderr
