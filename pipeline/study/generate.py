@@ -247,6 +247,6 @@ def _notes(whole: Simulation) -> Iterator[str]:
     corner = whole.positions - side // 2
     over = np.any((corner < 0) | (corner + side > obj.shape), axis=1)
     if np.ptp(obj.real) == 0 == np.ptp(obj.imag):
-        yield "the object of the base is the same everywhere, a placeholder"
+        yield "the object of the base is the same everywhere, so its frames tell nothing"
     if over.any():
         yield f"{np.count_nonzero(over)} of {len(over)} frames look beyond the object, where nothing lets light through"

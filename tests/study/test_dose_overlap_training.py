@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
-
-from pipeline.learning.bundle import load_bundle  # noqa: E402
-from pipeline.scan.record import open_record  # noqa: E402
-from tests.builders import tree_bytes  # noqa: E402
-from tests.study_roots import as_the_old_system, generated, study, viewed, write_design  # noqa: E402
+from pipeline.learning.bundle import load_bundle
+from pipeline.scan.record import open_record
+from tests.builders import tree_bytes
+from tests.study_roots import as_the_old_system, generated, study, viewed, write_design
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_a_base_that_cannot_be_is_refused_with_its_own_exit_code(tmp_path: Path)
         assert not list((tmp_path / name).rglob("*.zarr"))
 
 
-def test_a_placeholder_for_an_object_and_frames_beyond_its_edge_are_told(tmp_path: Path) -> None:
+def test_an_object_without_content_and_frames_beyond_its_edge_are_told(tmp_path: Path) -> None:
     with np.load(write_base(tmp_path / "base.npz")) as source:
         members = dict(source)
     members["objectGuess"] = np.ones_like(members["objectGuess"])
@@ -182,7 +182,7 @@ def test_a_placeholder_for_an_object_and_frames_beyond_its_edge_are_told(tmp_pat
     design = write_design(tmp_path / "d.toml", doses=[1000])
     done = study("generate", "--base-npz", tmp_path / "flat.npz", "--output-root", tmp_path / "c", "--design", design)
     assert done.returncode == 0
-    assert "placeholder" in done.stderr
+    assert "the same everywhere" in done.stderr
     assert "look beyond the object" in done.stderr
 
 
