@@ -126,7 +126,7 @@ def _task(
 def make_views(
     tasks: Sequence[ViewTask], root: Path, *, phase_c_root: Path, crew: Crew
 ) -> Iterator[tuple[ViewTask, Seen | PipelineError]]:
-    """Each view with what became of it, as they come in; the manifest of the root is written at the end.
+    """Each view with what became of it, as they come in. After each the manifest of the root is written, whole.
 
     Of a view that failed it keeps what was there before. The caller is alone at work in the root.
 
@@ -136,26 +136,32 @@ def make_views(
         The manifest that is there is not as it was written.
     """
     before = read_sealed(root / VIEWED)
-    made = {_key(entry): entry for entry in before.get("views", [])}
-    skipped = {_key(entry): entry for entry in before.get("skipped_views", [])}
-    failed: dict[tuple[int, str], Mapping[str, Any]] = {}
+    states: dict[str, dict[tuple[int, str], Mapping[str, Any]]] = {
+        name: {_key(entry): entry for entry in before.get(name, ())} for name in ("views", "skipped_views")
+    }
+    states["failed_views"] = {}
+    wanted = [{"dose": task.dose, "view": task.view.name} for task in tasks]
+    wanted += [entry for entry in before.get("wanted_views", ()) if entry not in wanted]
+
+    def write() -> None:
+        told = {name: [entries[key] for key in sorted(entries)] for name, entries in states.items()}
+        manifest = {
+            "phase_c_root": str(phase_c_root), "wanted_views": sorted(wanted, key=_key), **told,
+            "skipped_count": len(told["skipped_views"]),
+        }  # fmt: skip
+        write_document(root / VIEWED, sealed(manifest))
+
+    write()
     for task, seen in spread(tasks, make_view, crew=crew):
         named = {"dose": task.dose, "view": task.view.name}
         if isinstance(seen, PipelineError):
-            failed[_key(named)] = {**named, "error": seen.message, "error_code": seen.code}
+            states["failed_views"][_key(named)] = {**named, "error": seen.message, "error_code": seen.code}
         else:
-            there, gone = (made, skipped) if seen.reason is None else (skipped, made)
-            there[_key(named)] = seen.entry
-            gone.pop(_key(named), None)
+            there, gone = ("views", "skipped_views") if seen.reason is None else ("skipped_views", "views")
+            states[there][_key(named)] = seen.entry
+            states[gone].pop(_key(named), None)
+        write()
         yield task, seen
-    manifest = {
-        "phase_c_root": str(phase_c_root),
-        "views": [made[key] for key in sorted(made)],
-        "failed_views": [failed[key] for key in sorted(failed)],
-        "skipped_views": [skipped[key] for key in sorted(skipped)],
-        "skipped_count": len(skipped),
-    }
-    write_document(root / VIEWED, sealed(manifest))
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[int, str]:

@@ -79,7 +79,12 @@ def _viewed(path: Path) -> Iterator[Step]:
     for name, why in failed.items():
         yield Step(stage="overlap", name=name, state="failed", why=why)
     for view in document["skipped_views"]:
-        yield Step(stage="overlap", name=_view_name(view), state="skipped", why=view["reason"])
+        if _view_name(view) not in failed:
+            yield Step(stage="overlap", name=_view_name(view), state="skipped", why=view["reason"])
+    told = {_view_name(view) for key in ("views", "failed_views", "skipped_views") for view in document[key]}
+    for view in document["wanted_views"]:
+        if _view_name(view) not in told:
+            yield Step(stage="overlap", name=_view_name(view), state="left")
 
 
 def _view_name(view: Mapping[str, Any]) -> str:

@@ -206,6 +206,8 @@ def test_status_tells_what_is_done_begun_and_left_from_disk_alone(whole: Path, c
     assert [step["stage"] for step in told["steps"]] == ["generate", "overlap", "train", "train"]
     shutil.rmtree(copy / "c" / "dose_1000" / "patched_test.zarr")
     shutil.rmtree(copy / "e" / "dose_1000" / "dense")
+    views = read_document(copy / "d" / "overlap_manifest.json")
+    write_document(copy / "d" / "overlap_manifest.json", {**views, "views": []})  # as after a kill
     run = copy / "e" / "dose_1000" / "baseline" / "gs1"
     (run / "wts.h5.zip").unlink()
     (run / "checkpoints").mkdir()
@@ -215,6 +217,7 @@ def test_status_tells_what_is_done_begun_and_left_from_disk_alone(whole: Path, c
     assert states["dose_1000"] == "begun"
     assert states["dose_1000/baseline/gs1"] == "begun"
     assert states["dose_1000/dense/gs2"] == "left"
+    assert states["dose_1000/dense"] == "left"
 
 
 STAGES = {
