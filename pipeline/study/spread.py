@@ -74,7 +74,7 @@ def spread(
         stack.enter_context(_our_ways())
         where = crew.scheduler or stack.enter_context(_cluster(min(crew.workers or 1, len(tasks))))
         try:
-            client = stack.enter_context(Client(where, timeout=_CONNECT_S))  # type: ignore[no-untyped-call]
+            client = stack.enter_context(Client(where, timeout=_CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as exc:
             raise EnvironmentFault(
                 f"{crew.scheduler}: no dask scheduler answers: {exc}", code="study.scheduler",
@@ -82,7 +82,7 @@ def spread(
             ) from exc  # fmt: skip
         futures = [client.submit(_done, work, task, pure=False) for task in tasks]
         by_key = dict(zip([future.key for future in futures], tasks, strict=True))
-        for future in as_completed(futures):  # type: ignore[no-untyped-call]
+        for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
             task = by_key[future.key]
             try:
                 yield task, future.result()
@@ -124,7 +124,8 @@ def _our_ways() -> Iterator[None]:
 def _done(work: Callable[[Task], Result], task: Task) -> Result | PipelineError:
     """What the work gives, its failure a value: one task must not take the others with it."""
     try:
-        return work(task)
+        with dask.config.set(scheduler="threads"):  # of this process: no chunk of a task goes through the cluster
+            return work(task)
     except (InterruptedRun, TerminatedRun):
         raise
     except PipelineError as exc:

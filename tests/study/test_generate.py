@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import dask
+import dask.array
 import numpy as np
 import pytest
 import xarray as xr
@@ -242,6 +244,7 @@ def test_an_address_without_a_scheduler_and_two_kinds_of_crew_are_refused() -> N
         Crew(workers=1, scheduler="tcp://127.0.0.1:1")
     with pytest.raises(EnvironmentFault, match="no dask scheduler"):
         next(spread([1], abs, crew=Crew(scheduler="nowhere")))
+    assert dask.array.ones(3).sum().compute() == 3  # here, and not by a cluster that never was
 
 
 def test_a_failing_task_does_not_take_the_others_with_it() -> None:
