@@ -92,7 +92,7 @@ def test_the_snippets_of_a_page_run_in_order(page: Path, folder: Path) -> None:
         pytest.importorskip("torch", reason="the extra `train` is not installed")
         done = run_command("pipeline.train", folder / "demo-out/scan.zarr", "--output", folder / "RUN", *short)
         assert done.returncode == 0, done.stderr
-    if "import torch" in script or "from torch" in script:
+    if any(f"import {name}" in script or f"from {name}" in script for name in ("torch", "pipeline.learning")):
         pytest.importorskip("torch", reason="the extra `train` is not installed")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=folder, check=False
@@ -128,6 +128,7 @@ def demo_output(folder: Path) -> str:
     if "PTYCHOZARR_DEMO_LOG" in os.environ:
         text = Path(os.environ["PTYCHOZARR_DEMO_LOG"]).read_text(encoding="utf-8")
         return text[text.index("# A legacy file") :]
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
     demo = [sys.executable, str(REPOSITORY / "examples" / "demo.py")]
     env = {**os.environ, "COLUMNS": "100"}
     done = subprocess.run(demo, capture_output=True, text=True, cwd=folder, env=env, check=False)
