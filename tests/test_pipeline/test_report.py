@@ -15,13 +15,13 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the extra `train` is not installed")
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pipeline.evaluation.beside import Pair, draw_beside  # noqa: E402
-from pipeline.evaluation.figure import Curve, Reconstruction, draw, draw_losses  # noqa: E402
-from pipeline.evaluation.planes import limits_of, seen_part, thinned  # noqa: E402
-from pipeline.evaluation.report import write_report  # noqa: E402
-from pipeline.evaluation.sheet import save  # noqa: E402
+from pipeline.evaluation.beside import Pair, draw_beside
+from pipeline.evaluation.figure import Curve, Reconstruction, draw, draw_losses
+from pipeline.evaluation.planes import limits_of, seen_part, thinned
+from pipeline.evaluation.report import write_report
+from pipeline.evaluation.sheet import save
 
 GREY = (128, 128, 128)
 CURVES = (
