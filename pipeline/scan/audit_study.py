@@ -10,6 +10,7 @@ from typing import Any, Final
 from pipeline.errors import IntegrityError, NotFoundError, SourceError
 from pipeline.scan.audit import Damage, audit_store
 from pipeline.scan.audit_run import Finding, Part, Tell, audit_run
+from pipeline.scan.manifest import MANIFEST_NAME
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.record import is_store
 from pipeline.scan.sealed import changes, read_document, sealed
@@ -120,6 +121,23 @@ def _viewed(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) -> 
             yield from _store(path.parent / store["path"], store["store_sha256"], root, tell)
         for file in view["metrics"].values():
             yield from _file(path.parent / file["path"], file["sha256"], root, tell)
+        for source in view["sources"].values():
+            yield from _source(Path(document["phase_c_root"]), view, source, name)
+
+
+def _source(phase_c: Path, view: Mapping[str, Any], source: Mapping[str, Any], name: str) -> Iterator[Damage]:
+    """Whether the frames that a view was made of are still those, where they lie where they lay then."""
+    folder = phase_c if view["dose"] is None else phase_c / f"dose_{view['dose']}"
+    place = (folder if folder.is_dir() else phase_c) / source["name"]
+    if is_store(place):
+        found, promised = sha256_file(place / MANIFEST_NAME), source.get("store_sha256")
+    elif place.is_file():
+        found, promised = sha256_file(place), source.get("sha256")
+    else:
+        return
+    if found != promised:
+        told = f"{view['view']} was made of {place} with the digest {promised}, and now it has {found}"
+        yield Damage(path=name, holds=name, found=told)
 
 
 def _trained(path: Path, document: Mapping[str, Any], root: Path, tell: Tell) -> Iterator[Item]:

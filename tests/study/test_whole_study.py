@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from pipeline import verify  # noqa: E402
-from pipeline.scan.sealed import read_document, write_document  # noqa: E402
+from pipeline.scan.sealed import read_document, sealed, write_document  # noqa: E402
 from tests.builders import tree_bytes  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.study_roots import generated, hashes_in, study, train, viewed, write_base, write_design  # noqa: E402
@@ -180,6 +180,19 @@ def test_a_dose_that_the_manifest_does_not_tell_of_is_a_finding(copy: Path) -> N
     done = study("verify", copy / "c")
     assert done.returncode == 3
     assert "dose_1000" in done.stdout
+
+
+def test_frames_that_a_view_was_made_of_are_compared_where_they_lie(copy: Path) -> None:
+    path = copy / "d" / "overlap_manifest.json"
+    document = read_document(path)
+    document["views"][0]["sources"]["test"]["store_sha256"] = "0" * 64
+    write_document(path, sealed(document))
+    done = study("verify", copy / "d")
+    assert done.returncode == 6
+    assert "patched_test.zarr" in done.stdout
+    document["phase_c_root"] = "gone"
+    write_document(path, sealed(document))
+    assert study("verify", copy / "d").returncode == 0
 
 
 def test_several_damages_are_all_named(copy: Path) -> None:
