@@ -157,3 +157,17 @@ def test_the_models_benchmark_puts_networks_between_true_patches_and_the_flat_ob
     assert perfect < row.raw < 1
     (line,) = cells_of(rows_table([row], {"grf": (flat, perfect)}))[1:]
     assert line[:3] == ["grf", "patch:1", "0"]
+
+
+def test_settings_to_be_tried_are_drawn_once_each_and_ranked_by_their_error() -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.tuning import Trial, drawn, trials_table
+
+    found = drawn("cnn:2", trials=24, seed=0)
+    assert len({str(one) for one in found}) == 24
+    assert found == drawn("cnn:2", trials=24, seed=0)
+    assert {one["stream.batch_size"] for one in found} <= {2, 4, 8, 16}
+    trials = [Trial(settings=one, steps=10, cpu_s=1.0, error=0.1 / (n + 1)) for n, one in enumerate(found)]
+    head, *rows = cells_of(trials_table(trials))
+    assert head[0] == "complex NRMSE"
+    assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
