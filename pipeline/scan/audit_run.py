@@ -305,7 +305,7 @@ def _whole_store(name: str, place: Path, tell: Tell, *, promised: str | None = N
         found = "a link, not the run's own" if place.is_symlink() else "missing" if not place.exists() else "no store"
         yield Damage(path=name, holds=name, found=found)
         return
-    audit = audit_store(place, progress=tell(name, _bytes_below(place)))
+    audit = audit_store(place, progress=tell(name, bytes_below(place)))
     yield Part(name=name, path=str(place), sha256=audit.store_sha256, n_files=audit.n_files, n_bytes=audit.n_bytes)
     yield from _within(name, audit.damages)
     if promised is not None and audit.store_sha256 not in (None, promised):
@@ -398,5 +398,6 @@ def _differing(name: str, key: str, said: object, expected: str) -> Iterator[Dam
         yield Damage(path=name, holds=name, found=f"says {key} {ascii(said)[:70]}, the run's is {expected}")
 
 
-def _bytes_below(root: Path) -> int:
+def bytes_below(root: Path) -> int:
+    """The bytes of every file in a folder and below it."""
     return sum(path.lstat().st_size for path in root.rglob("*"))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.errors import IntegrityError, NotFoundError, SourceError
 from pipeline.scan.audit import Damage, audit_store
-from pipeline.scan.audit_run import Finding, Part, Tell, audit_run
+from pipeline.scan.audit_run import Finding, Part, Tell, audit_run, bytes_below
 from pipeline.scan.manifest import MANIFEST_NAME
 from pipeline.scan.npz import sha256_file
 from pipeline.scan.record import is_store
@@ -20,7 +20,6 @@ VIEWED: Final = "overlap_manifest.json"
 TRAINED: Final = "training_manifest.json"
 ENTRY_SEAL: Final = "entry_sha256"
 _DESIGN: Final = "design.json"
-_SKIPS: Final = "skip_summary.json"
 
 Item = Part | Damage | Finding
 
@@ -164,7 +163,7 @@ def _store(place: Path, promised: str, root: Path, tell: Tell) -> Iterator[Item]
     if place.is_symlink() or not is_store(place):
         yield Damage(path=name, holds=name, found="no store of ours" if place.exists() else "missing")
         return
-    audit = audit_store(place, progress=tell(name, _bytes_below(place)))
+    audit = audit_store(place, progress=tell(name, bytes_below(place)))
     yield Part(name=name, path=str(place), sha256=audit.store_sha256, n_files=audit.n_files, n_bytes=audit.n_bytes)
     yield from (
         Damage(path=f"{name}/{damage.path}", holds=f"{name}: {damage.holds}", found=damage.found)
@@ -225,7 +224,3 @@ def _skips(place: Path, document: Mapping[str, Any], name: str) -> Iterator[Item
     if any(summary.get(key) != document[key] for key in ("skipped_views", "skipped_count")):
         yield Damage(path=name, holds=name, found="is not what the manifest says of the views that were skipped")
     yield from (Damage(path=name, holds=name, found=found) for found in changes(place, summary))
-
-
-def _bytes_below(root: Path) -> int:
-    return sum(path.lstat().st_size for path in root.rglob("*"))
