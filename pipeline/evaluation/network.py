@@ -16,9 +16,10 @@ from pipeline.config import ReconstructConfig, StreamConfig, TrainConfig
 from pipeline.evaluation.reassembly import Reassembled, placed, reassemble, reassemble_aligned
 from pipeline.learning.bundle import Bundle
 from pipeline.learning.canvas import improved
-from pipeline.learning.estimate import Estimate, reported_background
+from pipeline.learning.estimate import Estimate
 from pipeline.learning.grouped import GroupNetwork, group_optics, moved_batch, patches_with
 from pipeline.learning.journal import Journal
+from pipeline.learning.judging import reported_background
 from pipeline.learning.models import Network
 from pipeline.learning.networks import UNet
 from pipeline.learning.prepare import passes_of, start_on

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import LossName, ReconstructConfig, RefineChoice, RefineConfig, SolverConfig
-from pipeline.errors import ConfigError, DivergedError
+from pipeline.errors import ConfigError
 from pipeline.learning.journal import Journal
+from pipeline.learning.judging import (
+    Curve,
+    Judged,
+    Judging,
+    curve_of,
+    finite,
+    flat_loss,
+    judge,
+    judge_all,
+    length_of,
+    noted,
+    reported_background,
+)
 from pipeline.physics.choice import (
     HeldOutWitness,
     Split,
     candidates_of,
-    held_out_scores,
     split_frames,
 )
 from pipeline.physics.fit import Fit, fit_of
-from pipeline.physics.forward import Optics, Passes, blank_canvas
-from pipeline.physics.gauge import BLANK
+from pipeline.physics.forward import Optics, Passes
 from pipeline.physics.losses import REPORTED_BACKGROUND
 from pipeline.physics.passes import ScanPasses, Scene
 from pipeline.physics.prior import Prior
@@ -45,29 +54,13 @@ from pipeline.physics.solver import (
     canvas_over,
     prepare,
     solve,
-    stages_of,
     survey_scan,
 )
 from pipeline.seeding import Purpose, permutation
 
-
-class _HasCanvas(Protocol):
-    """Any state with an object."""
-
-    @property
-    def canvas(self) -> Tensor:
-        """Complex."""
-
-
-State = TypeVar("State", bound=_HasCanvas)
-Curve: TypeAlias = tuple[tuple[int, float], ...]
-
 EVIDENCE_PRIOR: Final = Prior(name="quadratic", weight=0.03)
 _EVIDENCE_ITERATIONS: Final = 20
 _EXCESS, _EXCESS_OF_COUNTS = 0.10, 0.005
-_TV_START: Final = "choice tv start"
-_UNBOUND: Final = 1000
-"""A solve has diverged where its object is so many times the blank one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,21 +100,6 @@ def reason_to_refine(asked: RefineChoice, evidence: Evidence | None) -> str:
     if asked == "auto":
         return "the photon scale is unknown, so there is no noise floor to compare with"
     return "that was not asked for" if asked == "none" else "that was asked for"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """A prior after its solve on the frames not held out.
-
-    loss, floor : per good pixel of the frames that judge; floor is None where photons are unknown.
-    curve : (iteration, loss) on the way.
-    """
-
-    prior: Prior
-    iterations: int
-    loss: float
-    floor: float | None
-    curve: Curve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +178,10 @@ class _Work:
         pixels, workers = self.config.solver.batch_pixels, self.config.num_workers
         return ScanPasses(self.scene, batch_pixels=pixels, n_modes=n_modes, num_workers=workers)
 
+    def judging(self, frames: Passes, *, clock: ScanPasses, optics: Optics, solver: SolverConfig) -> Judging:
+        """Judging on the held-out frames of this scan."""
+        return Judging(frames=frames, clock=clock, optics=optics, solver=solver, split=self.split, journal=self.journal)
+
 
 def estimate(scene: Scene, config: ReconstructConfig, journal: Journal) -> Estimate:
     """Find the object of a scene. What the journal knows already is not done again.
@@ -237,8 +219,9 @@ def _gather(work: _Work, passes: ScanPasses, optics: Optics, survey: Survey, sol
     """One solve on the frames not held out, with the probe as stored."""
 
     def find() -> dict[str, Any]:
-        config = replace(solver, iterations=_EVIDENCE_ITERATIONS)
-        judged = _judge(work, passes, passes, optics, config, EVIDENCE_PRIOR, name="evidence")
+        briefly = replace(solver, iterations=_EVIDENCE_ITERATIONS)
+        judging = work.judging(passes, clock=passes, optics=optics, solver=briefly)
+        judged = judge(judging, EVIDENCE_PRIOR, name="evidence")
         return {"nll": judged.loss, "floor": judged.floor, "counts_per_pixel": survey.mean_counts}
 
     return Evidence(**work.journal.settle("evidence", find))
@@ -255,7 +238,8 @@ def _known(
 ) -> Estimate:
     """The estimate with probe and positions as stored."""
     choosing = replace(solver, iterations=min(work.config.prior.choice_iterations, solver.iterations))
-    trials = _judge_all(work, passes, passes, optics, choosing)
+    judging = work.judging(passes, clock=passes, optics=optics, solver=choosing)
+    trials = judge_all(judging, candidates_of(work.config.prior))
     chosen = min(trials, key=lambda trial: trial.loss)
     state, _ = work.journal.carry_on(
         "solve",
@@ -274,7 +258,7 @@ def _known(
         survey=survey,
         trials=trials,
         chosen=chosen,
-        flat_loss=_flat_loss(work, passes, optics, choosing),
+        flat_loss=flat_loss(judging),
         refining=(),
         canvas=state.canvas,
         den=state.den,
@@ -302,35 +286,15 @@ def _refined(work: _Work, config: RefineConfig, *, evidence: Evidence | None) ->
         geometry = canvas_over(survey, side=scene.side, margin=config.max_shift_px)
         optics = prepare(survey, scene.probe, config=solver, geometry=geometry, valid=scene.valid)
         optics = with_probe(optics, optics.probe)
-
-        def refined(name: str, prior: Prior, use: NDArray[np.bool_] | None) -> tuple[RefineState, Curve]:
-            witness = HeldOutWitness(optics, split=work.split, loss=loss, background=config.background)
-            unseen = use is not None
-            state, told = work.journal.carry_on(
-                name,
-                RefineState,
-                passes=config.start_passes + config.iterations,
-                begin=lambda: start_refinement(optics, n_frames=scene.n_frames),
-                states=lambda state: finite(
-                    refine(
-                        passes, optics, prior=prior, solver=solver, config=config, start=state, use=use,
-                        witness=witness.compare if unseen else ignore,
-                    ),
-                    name,
-                ),
-                done=lambda state: state.start_passes + state.iteration,
-                waited=lambda: passes.waited_s,
-                watch=lambda state: _noted(state.iteration, witness) if unseen and state.iteration else {},
-            )  # fmt: skip
-            return state, _curve_of(told)
-
-        state, refining = refined("refine-held-out", REFINING_PRIOR, work.split.solved)
+        refining = _Refining(work=work, passes=passes, optics=optics, solver=solver, config=config)
+        state, curve = refining.run("refine-held-out", REFINING_PRIOR, use=work.split.solved)
         frames = adjusted(passes, state)
         held = _held(frames, with_probe(optics, state.probe), scene)
-        trials = _judge_all(work, passes, frames, held, choosing)
-        flat_loss = _flat_loss(work, frames, held, choosing)
+        judging = work.judging(frames, clock=passes, optics=held, solver=choosing)
+        trials = judge_all(judging, candidates_of(work.config.prior))
+        flat = flat_loss(judging)
         chosen = min(trials, key=lambda trial: trial.loss)
-        state, _ = refined("refine", chosen.prior, None)
+        state, _ = refining.run("refine", chosen.prior, use=None)
         frames, optics = adjusted(passes, state), with_probe(optics, state.probe)
         fit = _fit(frames, state.canvas, optics, scene=scene, solver=solver)
         held = _held(frames, optics, scene)
@@ -343,8 +307,8 @@ def _refined(work: _Work, config: RefineConfig, *, evidence: Evidence | None) ->
         survey=survey,
         trials=trials,
         chosen=chosen,
-        flat_loss=flat_loss,
-        refining=refining,
+        flat_loss=flat,
+        refining=curve,
         canvas=state.canvas,
         den=state.den,
         optics=optics,
@@ -358,6 +322,40 @@ def _refined(work: _Work, config: RefineConfig, *, evidence: Evidence | None) ->
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Refining:
+    """Refinements of one scan from the same beginning."""
+
+    work: _Work
+    passes: ScanPasses
+    optics: Optics
+    solver: SolverConfig
+    config: RefineConfig
+
+    def run(self, name: str, prior: Prior, *, use: NDArray[np.bool_] | None) -> tuple[RefineState, Curve]:
+        """On the frames that count, all where `use` is None; the others watch it, and their loss is the curve."""
+        work, passes, optics, solver, config = self.work, self.passes, self.optics, self.solver, self.config
+        unseen = use is not None
+        witness = HeldOutWitness(optics, split=work.split, loss=solver.loss, background=config.background)
+        compare = witness.compare if unseen else ignore
+        state, told = work.journal.carry_on(
+            name,
+            RefineState,
+            passes=config.start_passes + config.iterations,
+            begin=lambda: start_refinement(optics, n_frames=work.scene.n_frames),
+            states=lambda state: finite(
+                refine(
+                    passes, optics, prior=prior, solver=solver, config=config, start=state, use=use, witness=compare
+                ),
+                name,
+            ),
+            done=lambda state: state.start_passes + state.iteration,
+            waited=lambda: passes.waited_s,
+            watch=lambda state: noted(state.iteration, witness) if unseen and state.iteration else {},
+        )
+        return state, curve_of(told)
+
+
 def _held(frames: Passes, optics: Optics, scene: Scene) -> Optics:
     """The optics of a refined probe that is held from here on, in a gauge of its own. Reads the scan once."""
     probe = optics.gauge.probe_to_source(optics.probe)
@@ -365,138 +363,7 @@ def _held(frames: Passes, optics: Optics, scene: Scene) -> Optics:
     return replace(with_probe(optics, gauge.probe_to_solver(probe)), gauge=gauge)
 
 
-def _judge_all(
-    work: _Work, passes: ScanPasses, frames: Passes, optics: Optics, config: SolverConfig
-) -> tuple[Judged, ...]:
-    """Every candidate prior judged; each is settled once. Those of total variation share their quadratic start."""
-    trials = []
-    for prior in candidates_of(work.config.prior):
-        name = f"choice {prior}"
-
-        def find(prior: Prior = prior, name: str = name) -> dict[str, Any]:
-            start = None
-            if prior.name == "tv" and config.start_iterations:
-                start, _ = _solve_part(
-                    work, passes, frames, optics, replace(config, iterations=0), prior, name=_TV_START
-                )
-            return asdict(_judge(work, passes, frames, optics, config, prior, name=name, start=start))
-
-        facts = work.journal.settle(name, find)
-        curve = tuple((int(number), float(loss)) for number, loss in facts["curve"])
-        trials.append(Judged(**{**facts, "prior": prior, "curve": curve}))
-    return tuple(trials)
-
-
-def _judge(
-    work: _Work,
-    passes: ScanPasses,
-    frames: Passes,
-    optics: Optics,
-    config: SolverConfig,
-    prior: Prior,
-    *,
-    name: str,
-    start: SolverState | None = None,
-) -> Judged:
-    """A prior's solve on the frames not held out, and how well it predicts those that judge.
-
-    `frames` are the passes with positions and gains adjusted, `passes` the clock of the reading below them.
-    """
-    state, told = _solve_part(work, passes, frames, optics, config, prior, name=name, start=start)
-    loss, floor = held_out_scores(
-        frames, state.canvas, optics, split=work.split, loss=config.loss, background=reported_background(config)
-    )
-    return Judged(
-        prior=prior,
-        iterations=state.iteration,
-        loss=loss,
-        floor=floor,
-        curve=(*_curve_of(told), (state.iteration, loss)),
-    )
-
-
-def _solve_part(
-    work: _Work,
-    passes: ScanPasses,
-    frames: Passes,
-    optics: Optics,
-    config: SolverConfig,
-    prior: Prior,
-    *,
-    name: str,
-    start: SolverState | None = None,
-) -> tuple[SolverState, list[Mapping[str, Any]]]:
-    """A solve on the frames not held out, and the loss of those that judge before each pass."""
-    use = work.split.solved
-    witness = HeldOutWitness(optics, split=work.split, loss=config.loss, background=reported_background(config))
-    return work.journal.carry_on(
-        name,
-        SolverState,
-        passes=length_of(prior, config),
-        begin=lambda: blank_state(frames, optics, use=use) if start is None else start,
-        states=lambda state: finite(
-            solve(frames, optics, prior=prior, config=config, start=state, use=use, witness=witness), name
-        ),
-        done=lambda state: state.iteration,
-        waited=lambda: passes.waited_s,
-        watch=lambda state: _noted(state.iteration, witness),
-    )
-
-
-def _noted(number: int, witness: HeldOutWitness) -> Mapping[str, Any]:
-    """What a witness saw during pass `number`: the object as it was before."""
-    return {"iteration": number - 1, "held_out_loss": witness.told()}
-
-
-def _curve_of(told: Sequence[Mapping[str, Any]]) -> Curve:
-    return tuple((one["iteration"], one["held_out_loss"]) for one in told)
-
-
-def _flat_loss(work: _Work, frames: Passes, optics: Optics, config: SolverConfig) -> float:
-    """What a candidate's loss would be with the flat object: how much there is to gain."""
-
-    def find() -> dict[str, float]:
-        canvas, background = blank_canvas(optics), reported_background(config)
-        loss, _ = held_out_scores(
-            frames, canvas, optics, split=work.split, loss=config.loss, background=background
-        )  # fmt: skip
-        return {"loss": loss}
-
-    return float(work.journal.settle("flat", find)["loss"])
-
-
 def _fit(passes: Passes, canvas: Tensor, optics: Optics, *, scene: Scene, solver: SolverConfig) -> Fit:
     return fit_of(
         passes, canvas, optics, n_frames=scene.n_frames, loss=solver.loss, background=reported_background(solver)
     )
-
-
-def reported_background(config: SolverConfig) -> float:
-    """The b of reported losses, photons per pixel."""
-    return config.background if config.loss == "poisson-background" else REPORTED_BACKGROUND
-
-
-def length_of(prior: Prior, config: SolverConfig) -> int:
-    """Passes of a solve with this prior, those of its start included."""
-    return sum(length for _, length in stages_of(prior, config))
-
-
-def finite(states: Iterator[State], name: str) -> Iterator[State]:
-    """The same states.
-
-    Raises
-    ------
-    DivergedError
-        An object grew without bound, or a number is none any more; names phase and pass.
-    """
-    for number, state in enumerate(states, 1):
-        largest = float(torch.view_as_real(state.canvas).abs().max())
-        lost = isinstance(state, RefineState) and not bool(torch.isfinite(torch.view_as_real(state.probe)).all())
-        if lost or not largest < _UNBOUND * BLANK:  # nor NaN
-            found = f"an object of up to {largest:.3g} (a blank one: {BLANK})"
-            raise DivergedError(
-                f"{name}: pass {number} of this sitting left {'a probe that is not finite' if lost else found}",
-                code="solver.diverged",
-                hint="a smaller --set solver.step",
-            )
-        yield state

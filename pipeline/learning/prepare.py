@@ -21,8 +21,9 @@ from pipeline.learning.canvas import (
     solve_halves,
     started,
 )
-from pipeline.learning.estimate import Estimate, finite, length_of
+from pipeline.learning.estimate import Estimate
 from pipeline.learning.journal import Journal
+from pipeline.learning.judging import finite, length_of
 from pipeline.learning.networks import UNet, initialise
 from pipeline.physics.passes import ScanPasses, Scene
 from pipeline.physics.prior import Prior

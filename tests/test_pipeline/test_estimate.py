@@ -16,8 +16,9 @@ from hypothesis import strategies as st  # noqa: E402
 
 from pipeline.config import PriorConfig, ReconstructConfig, RefineChoice, RefineConfig, SolverConfig  # noqa: E402
 from pipeline.errors import ConfigError, DivergedError  # noqa: E402
-from pipeline.learning.estimate import Evidence, estimate, finite, reason_to_refine  # noqa: E402
+from pipeline.learning.estimate import Evidence, estimate, reason_to_refine  # noqa: E402
 from pipeline.learning.journal import Journal  # noqa: E402
+from pipeline.learning.judging import finite  # noqa: E402
 from pipeline.physics.choice import held_out_scores  # noqa: E402
 from pipeline.physics.passes import ScanPasses, open_scene  # noqa: E402
 from pipeline.physics.solver import blank_state, solve  # noqa: E402
