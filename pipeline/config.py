@@ -24,6 +24,7 @@ PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
 PriorChoice: TypeAlias = Literal["auto", "quadratic", "tv"]
 RefineChoice: TypeAlias = Literal["auto", "none", "probe", "probe,positions"]
 BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
+NeighborsWithin: TypeAlias = Literal["scan", "window"]
 ModelName: TypeAlias = Literal["canvas", "patch", "cnn"]
 
 Tree = TypeVar("Tree")
@@ -38,6 +39,8 @@ class StreamConfig:
     """How a scan is streamed. Counts of groups; see docs/conventions.md for every term.
 
     n_subsample : frames kept before anything else, drawn by the seed; None keeps all.
+    neighbors_within : where the members of a group come from: the whole scan, or the seed's window of chunks that
+        follow each other in the store, so that no chunk is read more than once an epoch.
     """
 
     batch_size: int = 64
@@ -47,6 +50,7 @@ class StreamConfig:
     n_groups: int | None = None
     n_subsample: int | None = None
     neighbors: int = 7
+    neighbors_within: NeighborsWithin = "scan"
     allow_oversampling: bool = False
     seed: int = 0
     epochs: int = 1
@@ -291,6 +295,10 @@ class TrainConfig:
             "supervised": (self.supervised, "learns from photons alone and takes no labels"),
             "stream.n_subsample": (self.stream.n_subsample is not None, "solves with every frame of the scan"),
             "stream.neighbors": (self.stream.neighbors != usual.neighbors, "works on single frames"),
+            "stream.neighbors_within": (
+                self.stream.neighbors_within != usual.neighbors_within,
+                "works on single frames",
+            ),
             "stream.allow_oversampling": (self.stream.allow_oversampling, "works on single frames"),
         }
         for key, (asked, why) in told.items():

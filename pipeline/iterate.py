@@ -63,7 +63,7 @@ def main(
         f"order_sha256   {told.order_sha256}",
         *([f"content_sha256 {told.content_sha256}"] if told.content_sha256 else []),
     ]
-    return Outcome(data=data, text="\n".join(lines))
+    return Outcome(data=data, text="\n".join(lines), warnings=stream.notes)
 
 
 if __name__ == "__main__":

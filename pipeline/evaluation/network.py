@@ -133,6 +133,7 @@ def group_stream(store: Path, training: TrainConfig, *, use: NDArray[np.bool_] |
     stream = training.stream
     config = StreamConfig(
         batch_size=_GROUPS_AT_ONCE, batches="sequential", gridsize=stream.gridsize, neighbors=stream.neighbors,
+        neighbors_within=stream.neighbors_within,
         seed=training.seed,
     )  # fmt: skip
     return ScanStream(store, config, frames=use, labels=False)

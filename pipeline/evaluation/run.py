@@ -190,11 +190,12 @@ def run_training(
     result = result_of(scene, found)
     told, picture = _told_and_drawn(run, config.solving, scene, found, result, journal)
     told["title"] = f"Training on {run.facts['source']['name']}"
+    told["warnings"] = [*told["warnings"], *stream.notes]
     told["metrics_solver"] = told["metrics"]
     told["metrics"] = _compared(scene, found, replace(result, object=seen))
     told["fit"] = {
         "model": config.model, "supervised": config.supervised, "gridsize": config.stream.gridsize,
-        "steps": state.step, "batch_size": config.stream.batch_size,
+        "steps": state.step, "batch_size": stream.order.batch_size,
         "order_sha256": stream.order_sha256(), **ends_of(losses),
     }  # fmt: skip
     stage = run.checkpoints

@@ -40,6 +40,7 @@ def group_frames(
     seed: int,
     neighbors: int = DEFAULT_NEIGHBORS,
     allow_oversampling: bool = False,
+    window_of: Indices | None = None,
 ) -> Grouping:
     """Groups of gridsize^2 frames around `n_groups` seed frames.
 
@@ -53,11 +54,14 @@ def group_frames(
         (n, 2) float64 pixels, (y, x).
     neighbors
         K: how many nearest others the members may come from; all others where there are fewer.
+    window_of
+        (n,) int64, not falling: members come from frames with their seed's number alone. None: from all.
 
     Raises
     ------
     PlanError
-        Fewer frames than members, or OVERSAMPLING-001: K < C, or oversampling without opt-in or with K <= C.
+        Fewer frames than members, in all or in a window, or OVERSAMPLING-001: K < C, or oversampling without opt-in
+        or with K <= C.
     """
     n_frames, size = len(positions), gridsize * gridsize
     _refuse_impossible(n_frames, gridsize, n_groups, neighbors, allow_oversampling)
@@ -68,13 +72,37 @@ def group_frames(
     seeds = _seed_frames(n_frames, n_groups, seed)
     if size == 1:
         return Grouping(members=seeds[:, np.newaxis], notes=tuple(notes))
-    pool = min(neighbors, n_frames - 1)
+    runs = _runs(n_frames, window_of)
+    fewest = min(run.stop - run.start for run in runs)
+    pool = min(neighbors, fewest - 1)
     if pool < neighbors:
-        notes.append(f"{neighbors} neighbours asked for, there are {pool} other frames")
-    nearest = nearest_others(positions, pool)
+        notes.append(f"{neighbors} neighbours asked for, there are {pool} other frames to choose from")
+    if pool < size - 1:
+        raise PlanError(
+            f"a window of {fewest} frames cannot fill a group of {size} (gridsize {gridsize})",
+            code="plan.frames", hint="--neighbors-within scan",
+        )  # fmt: skip
+    nearest = np.concatenate([run.start + nearest_others(positions[run], pool) for run in runs])
     chosen = _combinations(n_frames, n_groups, pool, size - 1, seed)
     members = np.concatenate([seeds[:, np.newaxis], np.take_along_axis(nearest[seeds], chosen, axis=1)], axis=1)
     return Grouping(members=members, notes=tuple(notes))
+
+
+def contiguous_windows(n_chunks: int, *, most: int) -> Indices:
+    """A window for each chunk: as few runs of neighbouring chunks as can be, `most` in each, of nearly equal length.
+
+    (n_chunks,) int64, rising from 0.
+    """
+    n_windows = -(-n_chunks // most)
+    return np.asarray(np.arange(n_chunks) * n_windows // n_chunks)
+
+
+def _runs(n_frames: int, window_of: Indices | None) -> list[slice]:
+    """The frames of each window, in order."""
+    if window_of is None:
+        return [slice(0, n_frames)]
+    starts = np.flatnonzero(np.diff(window_of, prepend=-1)).tolist()
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, n_frames])]
 
 
 def _refuse_impossible(n_frames: int, gridsize: int, n_groups: int, neighbors: int, allow_oversampling: bool) -> None:

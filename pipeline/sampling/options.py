@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
 
-from pipeline.config import StreamConfig
+from pipeline.config import NeighborsWithin, StreamConfig
 from pipeline.errors import ConfigError
 
 NAMES: Final = (
-    "batch_size", "batches", "cluster_size", "gridsize", "n_groups", "n_subsample", "neighbors", "allow_oversampling",
+    "batch_size", "batches", "cluster_size", "gridsize", "n_groups", "n_subsample", "neighbors", "neighbors_within",
+    "allow_oversampling",
 )  # fmt: skip
-_OF_SEVERAL: Final = ("neighbors", "allow_oversampling")
+_OF_SEVERAL: Final = ("neighbors", "neighbors_within", "allow_oversampling")
 """What says how groups of more than one frame are formed."""
 
 
@@ -38,6 +40,11 @@ def sampling_options(defaults: StreamConfig, *, batches: Sequence[str]) -> Calla
         option("n_groups", "groups that batches are made of [default: one per frame]", type=int),
         option("n_subsample", "frames kept before grouping, drawn by the seed [default: all]", type=int),
         option("neighbors", "K: members of a group come from this many nearest frames; gridsize > 1", type=int),
+        option(
+            "neighbors_within",
+            "where these are looked for; a window is read once an epoch however long the scan",
+            type=click.Choice(typing.get_args(NeighborsWithin)),
+        ),
         option("allow_oversampling", "more groups than frames; gridsize > 1", is_flag=True),
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config import StreamConfig
 from pipeline.errors import ConfigError, IntegrityError, PlanError
-from pipeline.sampling.grouping import group_frames
+from pipeline.sampling.grouping import contiguous_windows, group_frames
 from pipeline.sampling.plan import (
+    WINDOW_CHUNKS,
     EpochPlan,
     Layout,
     Order,
@@ -34,6 +36,9 @@ from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.store import formula_of
 from pipeline.seeding import Purpose, permutation
 from pipeline.stream.window import Residents, Threads, by_epoch, decode_chunks, threads, windows_in_line
+
+_NEIGHBOUR_CHUNKS: Final = 7
+"""Chunks of a window that groups stay within; an order's window holds four of these."""
 
 
 class Batch(NamedTuple):
@@ -61,7 +66,8 @@ class ScanStream(IterableDataset[Batch]):
 
     Use it directly or in `DataLoader(stream, batch_size=None, num_workers=W)`: the batches and their order are the
     same for any W. `frames` (n,) bool restricts it to a subset; frames that the store calls invalid are skipped.
-    Without `labels`, those of the store are not read and `Batch.label` is None.
+    Without `labels`, those of the store are not read and `Batch.label` is None. `notes` says what was asked for and
+    could not be had: a batch of more groups than there are, neighbours that do not exist.
     """
 
     def __init__(
@@ -90,11 +96,16 @@ class ScanStream(IterableDataset[Batch]):
         if "frame_valid" in self.record.arrays:
             eligible &= read_all(self.record, "frame_valid")
         self.n_invalid = int(n - eligible.sum()) if frames is None else int((frames & ~eligible).sum())
-        self.members = self._groups(np.flatnonzero(eligible))
+        layout = self._array.layout
+        # What an epoch shuffles as one: a chunk, or the window of chunks that the groups stay within.
+        self._within = config.neighbors_within == "window" and config.gridsize > 1
+        most = _NEIGHBOUR_CHUNKS if self._within else 1
+        self._unit_of_chunk = contiguous_windows(layout.n_chunks, most=most)
+        self.members, noted = self._groups(np.flatnonzero(eligible))
         seeds = self.members[:, 0]
         self._layout = Layout(
-            chunk_of=seeds // self._array.layout.chunk[0],
-            n_chunks=self._array.layout.n_chunks,
+            chunk_of=self._unit_of_chunk[seeds // layout.chunk[0]],
+            n_chunks=int(self._unit_of_chunk[-1]) + 1,
             positions=self.positions if np.array_equal(seeds, np.arange(n)) else self.positions[seeds],
             eligible=np.ones(seeds.size, bool),
         )
@@ -102,9 +113,15 @@ class ScanStream(IterableDataset[Batch]):
             batches=config.batches, batch_size=config.batch_size, n_frames=seeds.size,
             cluster_size=config.cluster_size,
         )  # fmt: skip
+        if self.order.batch_size < config.batch_size:
+            noted = (
+                *noted,
+                f"batches of {config.batch_size} asked for, there are {seeds.size} groups: all in one batch",
+            )
+        self.notes = noted
 
-    def _groups(self, eligible: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Members of each group as frames of the store, (group, C), sorted by their seed."""
+    def _groups(self, eligible: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Members of each group as frames of the store, (group, C), sorted by their seed; and what was capped."""
         if eligible.size == 0:
             raise PlanError("no frame is left to stream", code="plan.frames")
         config = self.config
@@ -113,9 +130,10 @@ class ScanStream(IterableDataset[Batch]):
         grouping = group_frames(
             self.positions[eligible], gridsize=config.gridsize, seed=config.seed, neighbors=config.neighbors,
             n_groups=config.n_groups or eligible.size, allow_oversampling=config.allow_oversampling,
+            window_of=self._unit_of_chunk[eligible // self._array.layout.chunk[0]] if self._within else None,
         )  # fmt: skip
         members = eligible[grouping.members]
-        return np.asarray(members[np.argsort(members[:, 0], kind="stable")])
+        return np.asarray(members[np.argsort(members[:, 0], kind="stable")]), grouping.notes
 
     def chunk_refs(self) -> list[ChunkRef]:
         """Where each chunk of the frames is and what was promised of it."""
@@ -123,14 +141,23 @@ class ScanStream(IterableDataset[Batch]):
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch, over groups."""
-        return plan_epoch(self._layout, self.order, seed=self.config.seed, epoch=epoch)
+        if not self._within:
+            return plan_epoch(self._layout, self.order, seed=self.config.seed, epoch=epoch)
+        in_units = replace(self.order, window_chunks=WINDOW_CHUNKS // _NEIGHBOUR_CHUNKS)
+        plan = plan_epoch(self._layout, in_units, seed=self.config.seed, epoch=epoch)
+        return replace(plan, windows=tuple(replace(w, chunks=self._chunks_of(w.chunks)) for w in plan.windows))
+
+    def _chunks_of(self, units: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(np.flatnonzero(np.isin(self._unit_of_chunk, units)).tolist())
 
     def identity(self) -> Mapping[str, object]:
         """Everything that decides the order, as JSON values."""
         config = self.config
         fewer = {} if config.n_subsample is None else {"n_subsample": config.n_subsample}
+        within = {"neighbors_within": config.neighbors_within} if self._within else {}
         return {
             **fewer,
+            **within,
             **identity_of(self.order, store_sha256=self.record.store_sha256, seed=config.seed, mask=self._mask),
             "gridsize": config.gridsize, "n_groups": len(self.members), "neighbors": config.neighbors,
             "allow_oversampling": config.allow_oversampling,

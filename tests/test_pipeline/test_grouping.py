@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PlanError
-from pipeline.sampling.grouping import group_frames, nearest_others
+from pipeline.sampling.grouping import contiguous_windows, group_frames, nearest_others
 from pipeline.seeding import Purpose, permutation, rng_for, words
 
 
@@ -46,6 +46,37 @@ def test_members_are_distinct_the_seed_first_the_rest_from_its_nearest(
     for row in members:
         assert len(set(row)) == len(row)
         assert set(row[1:]) <= set(nearest[row[0]])
+
+
+@given(positions=clouds, seed=st.integers(0, 99), cut=st.floats(0, 1))
+def test_members_within_a_window_are_those_of_the_window_alone(positions: np.ndarray, seed: int, cut: float) -> None:
+    n = len(positions)
+    first = 4 + int(cut * (n - 8))
+    window = (np.arange(n) >= first).astype(np.int64)
+    members = group_frames(positions, gridsize=2, n_groups=n, seed=seed, window_of=window).members
+    assert (window[members] == window[members[:, :1]]).all()
+    pool = min(7, first - 1, n - first - 1)
+    nearest = np.concatenate([nearest_others(positions[:first], pool), first + nearest_others(positions[first:], pool)])
+    for row in members:
+        assert set(row[1:]) <= set(nearest[row[0]])
+
+
+def test_a_window_too_small_for_a_group_is_refused_with_the_option_that_helps() -> None:
+    window = np.array([0] * 9 + [1] * 3)
+    with pytest.raises(PlanError, match="window of 3 frames") as failure:
+        group_frames(np.zeros((12, 2)), gridsize=2, n_groups=12, seed=0, window_of=window)
+    assert failure.value.hint == "--neighbors-within scan"
+
+
+@given(n_chunks=st.integers(1, 3000), most=st.integers(1, 40))
+def test_windows_are_few_and_of_nearly_equal_length(n_chunks: int, most: int) -> None:
+    windows = contiguous_windows(n_chunks, most=most)
+    sizes = np.bincount(windows)
+    assert windows.shape == (n_chunks,)
+    assert (np.diff(windows) >= 0).all()
+    assert len(sizes) == -(-n_chunks // most)
+    assert sizes.max() <= most
+    assert sizes.max() - sizes.min() <= 1
 
 
 def test_one_group_per_frame_visits_every_frame_in_order() -> None:

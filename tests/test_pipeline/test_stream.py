@@ -44,6 +44,7 @@ MODES = {
     "sequential": {"batches": "sequential"},
     "gridsize 2": {"gridsize": 2},
     "gridsize 2 cluster": {"gridsize": 2, "batches": "cluster", "cluster_size": 3, "batch_size": 12},
+    "gridsize 2 within a window": {"gridsize": 2, "neighbors_within": "window", "batch_size": 12},
 }
 
 
@@ -100,12 +101,47 @@ def test_order_and_content_are_the_same_for_any_number_of_workers(store: Path, m
     assert len({(t.order_sha256, t.content_sha256, t.frames) for t in told}) == 1
 
 
-@pytest.mark.parametrize("mode", ["shuffled", "sequential"])
-def test_each_chunk_is_decoded_at_most_once_an_epoch(store: Path, mode: str) -> None:
-    stream = ScanStream(store, config(**MODES[mode], epochs=3))
+WITHIN = {"gridsize": 2, "neighbors_within": "window"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        MODES["shuffled"], MODES["sequential"], WITHIN, {**WITHIN, "batch_size": 12}, {**WITHIN, "n_groups": 100},
+        {**WITHIN, "batches": "sequential"}, {**WITHIN, **MODES["cluster"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_chunk_is_decoded_at_most_once_an_epoch(store: Path, options: dict[str, object]) -> None:
+    stream = ScanStream(store, config(**options, epochs=3))
     told = iterate(stream)
     assert told.chunks_decoded is not None
     assert 40 <= told.chunks_decoded <= 3 * 40
+
+
+def test_free_neighbours_decode_chunks_again_and_those_within_a_window_lie_together(store: Path) -> None:
+    free = ScanStream(store, config(gridsize=2, batch_size=12))
+    decoded = iterate(free).chunks_decoded
+    assert decoded is not None
+    assert decoded > 2 * 2 * 40
+    within = ScanStream(store, config(**MODES["gridsize 2 within a window"]))
+    spread = np.ptp(within.members // 4, axis=1)  # chunks of 4 frames, windows of at most 7
+    assert spread.max() <= 6 < np.ptp(free.members // 4, axis=1).max()
+    assert "neighbors_within" not in free.identity()
+    assert within.identity()["neighbors_within"] == "window"
+
+
+def test_what_could_not_be_had_is_said(small: Path) -> None:
+    assert not ScanStream(small, config()).notes
+    (said,) = ScanStream(small, config(batch_size=46)).notes
+    assert "46 asked for, there are 45 groups" in said
+    few = np.arange(45) < 6
+    (said,) = ScanStream(small, config(gridsize=2, batch_size=2), frames=few).notes
+    assert "7 neighbours asked for, there are 5" in said
+    done = run_command("pipeline.iterate", small, "--batch-size", "46", "--n-groups", "50", "--json")
+    told = json.loads(done.stdout)
+    assert [("46" in said, "50" in said) for said in told["warnings"]] == [(False, True), (True, False)]
+    assert (told["data"]["order"]["batch_size"], told["data"]["order"]["n_groups"]) == (45, 45)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -430,7 +466,11 @@ def test_a_subsample_is_drawn_by_the_seed_before_anything_is_grouped(small: Path
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(("--neighbors", "7"), "gridsize is 1"), (("--allow-oversampling",), "gridsize is 1")],
+    [
+        (("--neighbors", "7"), "gridsize is 1"),
+        (("--neighbors-within", "window"), "gridsize is 1"),
+        (("--allow-oversampling",), "gridsize is 1"),
+    ],
 )
 def test_an_option_about_groups_is_not_ignored_where_a_group_is_a_frame(
     small: Path, options: tuple[str, ...], said: str
