@@ -135,7 +135,10 @@ def model_cost(scene: Scene, found: Estimate, journal: Journal, model: str, grid
     stream, fit_config = fit_stream(scene.record.path, config)
     fit_config = replace(fit_config, steps=n + _WARM + 1)
     task: CanvasTask | GroupTask
-    task = canvas_task(scene, found, config, journal) if model == "canvas" else group_task(scene, found, config)
+    if model == "canvas":
+        task = canvas_task(scene, found, config, journal)
+    else:
+        task = group_task(scene, found, config, cluster_size=stream.order.cluster_size)
     batches = fit_batches(stream, step=0, num_workers=0)
     states = fit(task, batches, fit_config, start=begin_fit(task.network))
     cost = step_cost(

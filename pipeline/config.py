@@ -238,6 +238,15 @@ class PatchConfig:
         )
 
 
+_IDLE: Final[Mapping[str, object]] = {
+    "supervised": False,
+    "network.depth": 1,
+    **{f"stream.{f.name}": f.default for f in dataclasses.fields(StreamConfig)},
+    **{f"patch.{f.name}": f.default for f in dataclasses.fields(PatchConfig)},
+}
+"""What stands where a setting says nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """A training: from a store's frames to a bundle. Fields that a reconstruction has too mean the same.
@@ -281,31 +290,42 @@ class TrainConfig:
             )  # fmt: skip
         if self.model == "canvas":
             _in_range("network", self.network, depth=self.network.depth == _CANVAS_DEPTH)
-            self._refuse_for_canvas()
-        elif self.model == "patch" and self.stream.batches != "cluster" and not self.supervised:
+        if self.stream.batches == "sequential":
+            raise ConfigError(
+                "stream.batches is sequential; a training needs batches in random order",
+                code="config.batches", hint="--batches shuffled or cluster", keys=("stream.batches",),
+            )  # fmt: skip
+        if self.model == "patch" and self.stream.batches != "cluster" and not self.supervised:
             raise ConfigError(
                 f"the model patch judges a frame by its neighbours, and stream.batches is {self.stream.batches}",
                 code="config.batches", hint="--batches cluster", keys=("stream.batches", "model"),
             )  # fmt: skip
+        self._refuse_idle()
 
-    def _refuse_for_canvas(self) -> None:
-        """Refuse what would have no effect on a training of single frames without labels."""
-        usual = StreamConfig()
-        told = {
-            "supervised": (self.supervised, "learns from photons alone and takes no labels"),
-            "stream.n_subsample": (self.stream.n_subsample is not None, "solves with every frame of the scan"),
-            "stream.neighbors": (self.stream.neighbors != usual.neighbors, "works on single frames"),
-            "stream.neighbors_within": (
-                self.stream.neighbors_within != usual.neighbors_within,
-                "works on single frames",
-            ),
-            "stream.allow_oversampling": (self.stream.allow_oversampling, "works on single frames"),
+    def _refuse_idle(self) -> None:
+        """Refuse what would have no effect on this training."""
+        idle = {
+            "stream.seed": "the order follows from seed",
+            "stream.epochs": "the length follows from fit.steps or fit.epochs",
         }
-        for key, (asked, why) in told.items():
-            if asked:
+        if self.stream.batches != "cluster":
+            idle["stream.cluster_size"] = f"batches are {self.stream.batches}, not made of clusters"
+        if self.model != "patch":
+            idle |= {f"patch.{f.name}": f"the model is {self.model}" for f in dataclasses.fields(PatchConfig)}
+        elif self.supervised:
+            idle |= dict.fromkeys(("patch.leave_out_own", "patch.earlier_weight"), "labels judge, and not other frames")
+        if self.model == "cnn":
+            idle["network.depth"] = "the side of the frames decides how deep the model cnn is"
+        if self.model == "canvas":
+            single = ("stream.neighbors", "stream.neighbors_within", "stream.allow_oversampling")
+            idle |= dict.fromkeys(single, "the model canvas works on single frames")
+            idle["supervised"] = "the model canvas learns from photons alone and takes no labels"
+            idle["stream.n_subsample"] = "the model canvas solves with every frame of the scan"
+        for key, why in idle.items():
+            if _value_at(self, key) != _IDLE[key]:
                 raise ConfigError(
-                    f"{key} has no meaning for the model canvas, which {why}",
-                    code="config.canvas", hint="leave it out", keys=(key, "model"),
+                    f"{key} would have no effect: {why}",
+                    code="config.idle", hint="leave it out", keys=(key, "model"),
                 )  # fmt: skip
 
     @property
@@ -454,8 +474,28 @@ def resolve_options(
         See `resolve_config`. The message begins with the file, the `--set KEY` or the flag that is to blame.
     """
     own = {key: _Given(value, flag) for key, (flag, value) in flags.items() if value is not None}
-    typed = {key: _Given(value, f"--set {key}") for key, value in map(parse_setting, sets)}
-    return _resolved(kind, {**_of_file(file), **typed, **own})
+    typed = {**{key: _Given(value, f"--set {key}") for key, value in map(parse_setting, sets)}, **own}
+    return _resolved(kind, {**_without_other_length(_of_file(file), typed), **typed})
+
+
+_LENGTHS: Final = ("fit.steps", "fit.epochs")
+
+
+def _without_other_length(of_file: Mapping[str, _Given], typed: Mapping[str, _Given]) -> dict[str, _Given]:
+    """What a file says, but how long to train where one of the two ways to say it was typed.
+
+    Raises
+    ------
+    ConfigError
+        Both were typed.
+    """
+    lengths = [key for key in _LENGTHS if key in typed]
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"{' and '.join(typed[key].said for key in lengths)}: a training has a number of steps or of epochs",
+            code="config.length", hint="leave one of them out", keys=_LENGTHS,
+        )  # fmt: skip
+    return {key: value for key, value in of_file.items() if not (lengths and key in _LENGTHS)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import click
 
 from pipeline.cli import Outcome, command, progress
 from pipeline.config import StreamConfig
-from pipeline.sampling.options import given_sampling, refuse_ungrouped, sampling_options
+from pipeline.sampling.options import given_sampling, refuse_idle, sampling_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = StreamConfig()
@@ -18,7 +18,7 @@ _DEFAULTS = StreamConfig()
 @command("ptychozarr.iterate/1")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--epochs", default=_DEFAULTS.epochs, show_default=True, help="how often to go through the scan")
-@sampling_options(_DEFAULTS, batches=["shuffled", "cluster", "sequential"])
+@sampling_options(batches=["shuffled", "cluster", "sequential"])
 @click.option("--seed", default=_DEFAULTS.seed, show_default=True, help="of the order")
 @click.option("--num-workers", default=0, show_default=True, help="DataLoader workers; the order is the same for any")
 @click.option("--content-hash", is_flag=True, help="also hash every delivered byte")
@@ -34,7 +34,7 @@ def main(
     The order hash depends on the store and the sampling options alone, never on workers or threads.
     """
     config = StreamConfig(epochs=epochs, seed=seed, **given_sampling(sampling))
-    refuse_ungrouped(given_sampling(sampling), gridsize=config.gridsize)
+    refuse_idle(given_sampling(sampling), gridsize=config.gridsize, batches=config.batches)
     from pipeline.scan.declaration import Declaration
     from pipeline.stream.measure import iterate
     from pipeline.stream.scan_stream import ScanStream

@@ -10,10 +10,12 @@ import click
 
 from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
 from pipeline.config import TrainConfig, resolve_options
-from pipeline.sampling.options import NAMES, given_sampling, refuse_ungrouped, sampling_flags, sampling_options
+from pipeline.sampling.options import NAMES, given_sampling, refuse_idle, sampling_flags, sampling_options
 from pipeline.scan.options import declaration_options
 
 _DEFAULTS = TrainConfig()
+_SHOWN = {"batch_size": "canvas 192, patch 32 frames, cnn 16", "batches": "cluster; cnn shuffled"}
+"""What help says of defaults that differ by model."""
 
 
 @command("ptychozarr.train/1")
@@ -36,7 +38,7 @@ _DEFAULTS = TrainConfig()
 )
 @click.option("--steps", type=int, help="of the network [default: canvas 1000, patch 2050]")
 @click.option("--epochs", type=int, help="in place of steps [default: cnn 50]")
-@sampling_options(_DEFAULTS.stream, batches=["shuffled", "cluster"])
+@sampling_options(batches=["shuffled", "cluster"], shown=_SHOWN)
 @click.option("--supervised", is_flag=True, default=None, help="patch and cnn: learn from the store's labels")
 @click.option("--photons-per-frame", type=float, help="mean photons of a frame, where the store does not tell")
 @click.option("--seed", type=int, help=f"of everything random [default: {_DEFAULTS.seed}]")
@@ -81,7 +83,7 @@ def main(
     else:
         sampling = given_sampling(more)
         tree = resolve_options(TrainConfig, file=config, sets=sets, flags={**flags, **sampling_flags(sampling)})
-        refuse_ungrouped(sampling, gridsize=tree.stream.gridsize)
+        refuse_idle(sampling, gridsize=tree.stream.gridsize, batches=tree.stream.batches)
     from pipeline.evaluation.facts import in_words
     from pipeline.evaluation.folder import at_work, begin_run, open_run
     from pipeline.evaluation.run import check_training, run_training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -81,10 +82,12 @@ def improve(
         return {"loss": loss}
 
     loss = journal.settle("network", judge)["loss"]
+    warnings = list(_warnings(scene, found, bundle, loss))
+    if config.align_phases and turned_rad is None:
+        warnings.append("phases were not aligned: no two patches lie near enough to be compared")
     return Improved(
-        object=found.held.gauge.object_to_source(whole), loss=loss, turned_rad=turned_rad,
-        warnings=tuple(_warnings(scene, found, bundle, loss)),
-    )  # fmt: skip
+        object=found.held.gauge.object_to_source(whole), loss=loss, turned_rad=turned_rad, warnings=tuple(warnings)
+    )
 
 
 def put_together(
@@ -111,15 +114,13 @@ def put_together(
     )  # fmt: skip
     stream = group_stream(scene.record.path, training, use=use)
     how: Mapping[str, Any] = {"geometry": found.held.geometry, "level": BLANK}
-    batches = TimedBatches(stream, num_workers=num_workers)
-    with torch.no_grad():
-        pieces = placed((moved_batch(batch, found.shift) for batch in batches), make)
+    with torch.no_grad(), closing(TimedBatches(stream, num_workers=num_workers)) as batches:
+        mended = (moved_batch(batch, shift=found.shift, gain=found.gain) for batch in batches)
+        pieces = placed(mended, make)
         if align:
-            made = reassemble_aligned(pieces, optics.light, iterations=align, **how)
-        else:
-            made = reassemble(pieces, optics.light, **how)
-    batches.close()
-    return made
+            n_patches = stream.members.size
+            return reassemble_aligned(pieces, optics.light, n_patches=n_patches, iterations=align, **how)
+        return reassemble(pieces, optics.light, **how)
 
 
 def group_stream(store: Path, training: TrainConfig, *, use: NDArray[np.bool_] | None = None) -> ScanStream:

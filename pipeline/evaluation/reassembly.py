@@ -1,6 +1,7 @@
 """Patches as one object, batch after batch: only the canvas is kept, however many patches there are.
 
-`reassemble_aligned` is the exception: it turns the phases of all patches to each other first, and keeps them for that.
+`reassemble_aligned` is the exception: it turns the phases of all patches to each other first, and keeps them for that,
+weighted and laid on whole pixels, which is all that comparing them and putting them together takes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pipeline.physics.forward import CanvasGeometry, pad_canvas, scatter, spread
 from pipeline.physics.groups import LEVEL_WEIGHT
 from pipeline.stream.scan_stream import Batch
 
-NEIGHBOURS_WITHIN_PX: Final = 18.0
-"""Patches further apart are not compared with each other."""
+_NEIGHBOURS_WITHIN: Final = 9 / 16
+"""Patches are compared with each other up to so many of their sides apart, and up to 18 px in any case."""
 
-_PAIRS_AT_ONCE: Final = 1024
+_LEAST_WITHIN_PX: Final = 18.0
+_PIXELS_AT_ONCE: Final = 1 << 18
 _ORIGIN_FREE: Final = CanvasGeometry(origin=(0, 0), shape=(1, 1))
 
 
@@ -46,7 +48,8 @@ class Reassembled:
 
     object : (y, x) complex64 on the canvas, in the gauge of the patches; `level` where no light fell.
     coverage : (y, x) float32, what fell on each pixel: scattered sum |P|^2 / max |P|^2.
-    turned_rad : root mean square of the phases that patches were turned by, about their mean; None where none was.
+    turned_rad : root mean square of the phases that patches were turned by, about their mean; None where none was, for
+        it was not asked for or no two lie near each other.
     """
 
     object: Tensor
@@ -68,40 +71,84 @@ def reassemble(pieces: Iterable[Placed], light: Tensor, *, geometry: CanvasGeome
         windows = windows_at(positions, geometry=geometry, support=len(light), dtype=light.dtype)
         scatter(patches * light, windows, onto=num)
         scatter(light.expand(len(patches), -1, -1), windows, onto=den)
-    coverage = den[1:-1, 1:-1].clone()
-    return Reassembled(object=(num[1:-1, 1:-1] + LEVEL_WEIGHT * level) / (coverage + LEVEL_WEIGHT), coverage=coverage)
+    return _divided(num, den, level=level)
+
+
+class Laid(NamedTuple):
+    """Patches times the probe's light, shared among the whole pixels around where they lie.
+
+    values : (F, S+1, S+1) complex64. corner : (F, 2) int64, their first row and column on the scan's grid.
+    positions : (F, 2) float64 (y, x) object pixels.
+    """
+
+    values: Tensor
+    corner: Tensor
+    positions: Tensor
+
+
+def laid(pieces: Iterable[Placed], light: Tensor, *, n_patches: int) -> Laid:
+    """The patches of all pieces, so many in all. `light` as for `reassemble`."""
+    side = len(light) + 1
+    values = torch.empty((n_patches, side, side), dtype=torch.complex64)
+    positions = torch.empty((n_patches, 2), dtype=torch.float64)
+    done = 0
+    for patches, where in pieces:
+        here = slice(done, done := done + len(where))
+        windows = windows_at(where, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
+        values[here], positions[here] = spread(patches * light, windows), where
+    assert done == n_patches, "the groups of a stream are known beforehand"
+    return Laid(values=values, corner=positions.floor().long(), positions=positions)
 
 
 def reassemble_aligned(
-    pieces: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, iterations: int
+    pieces: Iterable[Placed], light: Tensor, *, geometry: CanvasGeometry, level: float, n_patches: int, iterations: int
 ) -> Reassembled:
-    """`reassemble`, of patches whose phases were turned to agree where they overlap. Keeps them all, 8 S^2 bytes each.
+    """`reassemble`, of patches whose phases were turned to agree where they overlap; keeps them, 8 (S+1)^2 bytes each.
 
     For frames that do not tell their own global phase, where the phase of an object does not follow its amplitude.
 
     Parameters
     ----------
+    n_patches : in all pieces together.
     iterations : of `agreeing_phases`.
     """
-    batches = list(pieces)
-    everything = Placed(torch.cat([batch.patches for batch in batches]), torch.cat([b.positions for b in batches]))
-    phases = agreeing_phases(everything, light, iterations=iterations)
-    turned = Placed(everything.patches * phases[:, None, None], everything.positions)
-    made = reassemble([turned], light, geometry=geometry, level=level)
-    around = phases * phases.mean().conj()
-    return Reassembled(
-        object=made.object, coverage=made.coverage, turned_rad=float(around.angle().square().mean().sqrt())
-    )
+    kept = laid(pieces, light, n_patches=n_patches)
+    overlaps = overlap_matrix(kept)
+    phases = agreeing_phases(overlaps, iterations=iterations)
+    num = pad_canvas(torch.zeros(geometry.shape, dtype=torch.complex64), outside=0)
+    den = pad_canvas(torch.zeros(geometry.shape), outside=0)
+    at_once = max(_PIXELS_AT_ONCE // kept.values[0].numel(), 1)
+    for first in range(0, n_patches, at_once):
+        here = slice(first, first + at_once)
+        where, turned = kept.positions[here], kept.values[here] * phases[here, None, None]
+        windows = windows_at(where, geometry=geometry, support=len(light), dtype=light.dtype)
+        num.view(-1).index_add_(0, windows.pixels.reshape(-1), turned.view(-1))
+        scatter(light.expand(len(where), -1, -1), windows, onto=den)
+    around = (phases * phases.mean().conj()).angle()
+    return _divided(num, den, level=level, turned_rad=_rms(around) if overlaps.nnz > len(phases) else None)
 
 
-def agreeing_phases(pieces: Placed, light: Tensor, *, iterations: int) -> Tensor:
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _divided(num: Tensor, den: Tensor, *, level: float, turned_rad: float | None = None) -> Reassembled:
+    """The object that has gathered on padded canvases."""
+    coverage = den[1:-1, 1:-1].clone()
+    found = (num[1:-1, 1:-1] + LEVEL_WEIGHT * level) / (coverage + LEVEL_WEIGHT)
+    return Reassembled(object=found, coverage=coverage, turned_rad=turned_rad)
+
+
+def agreeing_phases(overlaps: csr_array, *, iterations: int) -> Tensor:
     """One unit factor per patch, with which patches agree best where they overlap. (F,) complex64.
 
-    Power iterations z <- M z / |M z| from all phases 0, M[i, j] = <o_i |P|^2, o_j |P|^2> over pixels that both see, for
-    patches up to 18 px apart. The mean phase of all patches is kept.
+    Power iterations z <- M z / |M z| from all phases 0. The mean phase of all patches is kept.
+
+    Parameters
+    ----------
+    overlaps : M, see `overlap_matrix`.
     """
-    overlaps = overlap_matrix(pieces, light)
-    z: NDArray[np.complex128] = np.ones(len(pieces.patches), np.complex128)
+    z: NDArray[np.complex128] = np.ones(overlaps.shape[0], np.complex128)
     for _ in range(iterations):
         z = np.asarray(overlaps @ z)
         length = np.abs(z)
@@ -112,34 +159,32 @@ def agreeing_phases(pieces: Placed, light: Tensor, *, iterations: int) -> Tensor
     return torch.from_numpy(z.astype(np.complex64))
 
 
-def overlap_matrix(pieces: Placed, light: Tensor) -> csr_array:
-    """The inner products of neighbouring patches, Hermitian. (F, F) complex128, sparse."""
-    windows = windows_at(pieces.positions, geometry=_ORIGIN_FREE, support=len(light), dtype=light.dtype)
-    laid = spread(pieces.patches * light, windows)
-    first, second = _pairs(pieces.positions.numpy())
-    corner = pieces.positions.floor().long()
-    found = [
-        _inner_products(laid, corner, first[at : at + _PAIRS_AT_ONCE], second[at : at + _PAIRS_AT_ONCE])
-        for at in range(0, len(first), _PAIRS_AT_ONCE)
-    ]
-    products = np.concatenate([np.zeros(0, np.complex128), *found])
-    own = laid.abs().double().square().sum((1, 2)).numpy().astype(np.complex128)
-    n, each = len(laid), np.arange(len(laid))
+def overlap_matrix(patches: Laid) -> csr_array:
+    """M[i, j] = <o_i |P|^2, o_j |P|^2> over pixels that both see, for neighbours. (F, F) complex128, Hermitian."""
+    values, side = patches.values, patches.values.shape[-1]
+    n, each = len(values), np.arange(len(values))
+    first, second = _pairs(patches.positions.numpy(), within=max(_NEIGHBOURS_WITHIN * (side - 1), _LEAST_WITHIN_PX))
+    at_once = max(_PIXELS_AT_ONCE // side**2, 1)
+    products, own = np.empty(len(first), np.complex128), np.empty(n, np.complex128)
+    for at in range(0, len(first), at_once):
+        here = slice(at, at + at_once)
+        products[here] = _inner_products(patches, first[here], second[here])
+    for at in range(0, n, at_once):
+        here = slice(at, at + at_once)
+        own[here] = values[here].abs().double().square().sum((1, 2)).numpy()
     rows, columns = np.concatenate([first, second, each]), np.concatenate([second, first, each])
     return csr_array((np.concatenate([products, products.conj(), own]), (rows, columns)), shape=(n, n))
 
 
-def _pairs(positions: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    pairs = cKDTree(positions).query_pairs(NEIGHBOURS_WITHIN_PX, output_type="ndarray")
+def _pairs(positions: NDArray[np.float64], *, within: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    pairs = cKDTree(positions).query_pairs(within, output_type="ndarray")
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int64)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _inner_products(
-    laid: Tensor, corner: Tensor, first: NDArray[np.int64], second: NDArray[np.int64]
-) -> NDArray[np.complex128]:
+def _inner_products(patches: Laid, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.complex128]:
     """Sums of conj(first) second over the pixels of the scan's grid that both patches cover. (pair,)."""
-    side = laid.shape[-1]
+    values, corner, side = patches.values, patches.corner, patches.values.shape[-1]
     one, other = torch.from_numpy(first), torch.from_numpy(second)
     line = torch.arange(side)
     there = line[None, None, :] + (corner[one] - corner[other])[:, :, None]
@@ -147,6 +192,6 @@ def _inner_products(
     there = there.clamp(0, side - 1)
     pixels = (other[:, None, None] * side + there[:, 0, :, None]) * side + there[:, 1, None, :]
     both = within[:, 0, :, None] & within[:, 1, None, :]
-    seen = laid.reshape(-1)[pixels] * both
-    sums: NDArray[np.complex128] = (laid[one].conj() * seen).sum((1, 2), dtype=torch.complex128).numpy()
+    seen = values.reshape(-1)[pixels] * both
+    sums: NDArray[np.complex128] = (values[one].conj() * seen).sum((1, 2), dtype=torch.complex128).numpy()
     return sums

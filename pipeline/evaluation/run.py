@@ -40,7 +40,7 @@ from pipeline.learning.canvas import CanvasTask, improved
 from pipeline.learning.determinism import make_deterministic
 from pipeline.learning.estimate import Estimate, Evidence, estimate, reason_to_refine, refuse_modes, split_of
 from pipeline.learning.fit import FitState, begin_fit, fit, pack_fit, unpack_fit
-from pipeline.learning.grouped import GroupTask, group_task, refuse_groups
+from pipeline.learning.grouped import GroupTask, group_support, group_task, refuse_groups
 from pipeline.learning.journal import Journal, Progress
 from pipeline.learning.prepare import canvas_task, fit_batches, fit_stream, start_on
 from pipeline.physics.passes import Scene, check_scene, eligible_frames, open_scene, refuse_darkness
@@ -184,7 +184,11 @@ def run_training(
     )  # fmt: skip
     found = estimate(scene, config.solving, journal)
     of_canvas = config.model == "canvas"
-    task = canvas_task(scene, found, config, journal) if of_canvas else group_task(scene, found, config)
+    task = (
+        canvas_task(scene, found, config, journal)
+        if of_canvas
+        else group_task(scene, found, config, cluster_size=stream.order.cluster_size)
+    )
     state, losses = _fitted(task, stream, fit_config, journal, num_workers=config.num_workers)
     seen = found.held.gauge.object_to_source(_seen_by(task, scene, found, config, journal)).numpy()
     result = result_of(scene, found)
@@ -320,14 +324,9 @@ def check_training(record: StoreRecord, config: TrainConfig) -> None:
         See `check_reconstruction`, `refuse_groups` and `fit_stream`.
     """
     check_reconstruction(record, config.solving)
-    fit_stream(record.path, config)
+    stream, _ = fit_stream(record.path, config)
     if config.model != "canvas":
-        refuse_groups(
-            config,
-            side=record.arrays["diffraction"].layout.shape[1],
-            probe=torch.from_numpy(read_all(record, "probe")),
-            labelled="label" in record.arrays,
-        )
+        refuse_groups(config, stream)
 
 
 def training_summary(run: RunFolder) -> Mapping[str, Any]:
@@ -364,6 +363,8 @@ def check_reconstruction(record: StoreRecord, config: ReconstructConfig, *, bund
         used.network(frame_side=record.arrays["diffraction"].layout.shape[1], where=str(bundle))
         if used.model != "canvas":
             group_stream(record.path, used.training)
+            stored = torch.from_numpy(read_all(record, "probe")) if "probe" in record.arrays else used.probe
+            group_support(used.training, stored)
     if config.align_phases and (used is None or used.model == "canvas"):
         raise ConfigError(
             "phases are aligned between the patches of a network, and there are none: "

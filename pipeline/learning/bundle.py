@@ -137,15 +137,20 @@ class Bundle:
         positions are refined). `improve` tells its place on the grid too.
 
         With the models patch and cnn: the patches (B, C, S, S) of a `Batch` of a stream, at `Batch.positions`. The
-        batch's own probe is used, or the bundle's where it has none; its amplitudes are of training's scale.
+        batch's own probe is used, or the bundle's where it has none; its amplitudes are of training's scale, and pixels
+        that its `valid` calls bad say nothing.
+
+        Parameters
+        ----------
+        photons_per_frame : of a store that does not tell; for the model canvas alone.
 
         Raises
         ------
         BundleError
-            See `network`; or the model wants the other kind of scan.
+            See `network`; or the model wants the other kind of scan, or groups of another size.
         """
         if isinstance(scan, Batch):
-            return self._seen(scan).objects().numpy()
+            return self._seen(scan, photons_per_frame).objects().numpy()
         return self._solved(scan, photons_per_frame).object
 
     @overload
@@ -171,7 +176,7 @@ class Bundle:
             As `diffraction_to_obj`.
         """
         if isinstance(scan, Batch):
-            return self._seen(scan).amplitudes().numpy()
+            return self._seen(scan, photons_per_frame).amplitudes().numpy()
         return self._solved(scan, photons_per_frame).amplitudes(batch_size=batch_size)
 
     def _solved(self, scan: Path | str, photons_per_frame: float | None) -> Improvement:
@@ -182,10 +187,21 @@ class Bundle:
             )  # fmt: skip
         return self.improve(scan, photons_per_frame=photons_per_frame)
 
-    def _seen(self, batch: Batch) -> SeenBatch:
+    def _seen(self, batch: Batch, photons_per_frame: float | None) -> SeenBatch:
         where = f"bundle {self.sha256[:12]}"
         if self.model == "canvas":
             raise BundleError(f"{where}: the model canvas takes a whole store, not a Batch", code="bundle.scan")
+        if photons_per_frame is not None:
+            raise BundleError(
+                f"{where}: photons_per_frame = {photons_per_frame:g} is for stores; the amplitudes of a Batch are "
+                "of training's scale", code="bundle.scan", hint="leave photons_per_frame out",
+            )  # fmt: skip
+        members, gridsize = batch.indices.shape[1], self.training.stream.gridsize
+        if members != gridsize**2:
+            raise BundleError(
+                f"{where}: groups of {members} frames, and the network was trained on groups of {gridsize**2}",
+                code="bundle.gridsize", hint=f"a ScanStream with gridsize={gridsize}",
+            )  # fmt: skip
         network = self.network(frame_side=batch.diffraction.shape[-1], where=where)
         assert not isinstance(network, UNet)
         known = self._config_of("gauge", where)

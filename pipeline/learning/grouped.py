@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.learning.canvas import BACKGROUND
 from pipeline.learning.cnn import Autoencoder, CnnTask, cnn_network, cnn_patches, input_scale
 from pipeline.learning.determinism import deterministic
@@ -28,10 +28,12 @@ from pipeline.learning.patch import (
 )
 from pipeline.physics.forward import CanvasGeometry, Optics, make_optics, support_slice
 from pipeline.physics.gauge import Gauge
+from pipeline.physics.groups import refuse_apart
 from pipeline.physics.losses import light_of_probe
 from pipeline.physics.passes import Scene
 from pipeline.physics.patches import PatchOptics, patch_optics
-from pipeline.stream.scan_stream import Batch
+from pipeline.scan.chunks import read_all
+from pipeline.stream.scan_stream import Batch, ScanStream
 
 GroupNetwork: TypeAlias = PatchNetwork | Autoencoder
 PatchesOf: TypeAlias = Callable[[Batch], Tensor]
@@ -58,13 +60,15 @@ def group_optics(config: TrainConfig, optics: Optics) -> PatchOptics:
     ConfigError
         See `patch_support`.
     """
-    side = optics.probe.shape[-1]
-    support = patch_support(optics.probe, config.network, config.patch) if config.model == "patch" else side // 2
-    return patch_optics(replace(optics, support=support))
+    return patch_optics(replace(optics, support=group_support(config, optics.probe)))
 
 
-def group_task(scene: Scene, found: Estimate, config: TrainConfig) -> GroupTask:
-    """The task of a model for groups; probe, positions and gauge are those of the estimate.
+def group_task(scene: Scene, found: Estimate, config: TrainConfig, *, cluster_size: int) -> GroupTask:
+    """The task of a model for groups; probe, positions, gains and gauge are those of the estimate.
+
+    Parameters
+    ----------
+    cluster_size : groups per cluster in the batches of the stream, as its order has it.
 
     Raises
     ------
@@ -81,7 +85,6 @@ def group_task(scene: Scene, found: Estimate, config: TrainConfig) -> GroupTask:
         )
         task = LabelTask(network=network, patches_of=make, gauge=found.held.gauge)
     elif isinstance(network, PatchNetwork):
-        size = config.stream.cluster_size or config.stream.batch_size
         task = PatchTask(
             network=network,
             optics=optics,
@@ -89,7 +92,7 @@ def group_task(scene: Scene, found: Estimate, config: TrainConfig) -> GroupTask:
             photons_scale=scene.photons_scale,
             loss_name=scene.loss,
             background=background,
-            cluster_size=min(size, scene.n_frames),
+            cluster_size=cluster_size,
         )
     else:
         task = CnnTask(
@@ -100,15 +103,16 @@ def group_task(scene: Scene, found: Estimate, config: TrainConfig) -> GroupTask:
             loss_name=scene.loss,
             background=background,
         )
-    return GroupTask(task=task, shift=found.shift)
+    return GroupTask(task=task, shift=found.shift, gain=found.gain)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupTask:
-    """A task on batches whose positions are mended: `shift` (frame, 2) float64 is added to those of the store."""
+    """A task on mended batches; `shift` (frame, 2) and `gain` (frame,) float64 as `moved_batch` takes them."""
 
     task: PatchTask | CnnTask | LabelTask
     shift: Tensor | None
+    gain: Tensor | None
 
     @property
     def network(self) -> nn.Module:
@@ -117,7 +121,7 @@ class GroupTask:
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """That of the task. Scalar."""
-        return self.task.loss(moved_batch(batch, self.shift), step)
+        return self.task.loss(moved_batch(batch, shift=self.shift, gain=self.gain), step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +144,17 @@ class LabelTask:
         return 2 * (made.abs() - label.abs()).abs().mean() + 4 * (made * label.conj()).angle().abs().mean()
 
 
-def moved_batch(batch: Batch, shift: Tensor | None) -> Batch:
-    """The batch with a shift of each frame, (frame, 2) float64 pixels, added to its positions; None leaves them."""
+def moved_batch(batch: Batch, *, shift: Tensor | None, gain: Tensor | None) -> Batch:
+    """The batch as if every frame had stood where it did, in the mean light.
+
+    Parameters
+    ----------
+    shift : (frame, 2) float64 pixels, added to the positions; None leaves them.
+    gain : (frame,) float64, light of each frame over the mean, which its amplitudes are freed of; None leaves them.
+    """
+    if gain is not None:
+        brightness = gain[batch.indices].sqrt().to(batch.diffraction.dtype)
+        batch = batch._replace(diffraction=batch.diffraction / brightness[:, :, None, None])
     if shift is None:
         return batch
     positions = batch.positions + shift[batch.indices]
@@ -169,32 +182,63 @@ def patches_with(
     return make
 
 
-def refuse_groups(config: TrainConfig, *, side: int, probe: Tensor, labelled: bool) -> None:
-    """Refuse a scan that a model for groups cannot be trained on, before any work.
-
-    Parameters
-    ----------
-    side : of the frames. probe : (mode, N, N) complex. labelled : whether the store has labels.
+def group_support(config: TrainConfig, probe: Tensor) -> int:
+    """S, the side of a model's patches in pixels. `probe` (mode, N, N) complex.
 
     Raises
     ------
     ConfigError
+        See `patch_support`.
     """
-    group_network(config, side=side)
     if config.model == "patch":
-        patch_support(probe, config.network, config.patch)
-    if config.supervised and not labelled:
+        return patch_support(probe, config.network, config.patch)
+    return int(probe.shape[-1]) // 2
+
+
+def refuse_groups(config: TrainConfig, stream: ScanStream) -> None:
+    """Refuse a stream that a model for groups cannot be trained on, before any work. Reads no frame.
+
+    The first epoch's batches stand for all.
+
+    Raises
+    ------
+    ConfigError
+        The network takes no such frames, or no frame of a batch has another to be judged by.
+    SchemaError
+        Supervised training, and the store has no labels.
+    PlanError
+        The frames of a cluster lie too far apart to be stitched.
+    """
+    record = stream.record
+    group_network(config, side=record.arrays["diffraction"].layout.shape[1])
+    support = group_support(config, torch.from_numpy(read_all(record, "probe")))
+    if config.supervised:
+        if "label" not in record.arrays:
+            raise SchemaError(
+                f"{record.path}: supervised training needs patches of the true object, and there is no `label`",
+                code="config.labels", hint="leave --supervised out: the frames themselves are enough",
+            )  # fmt: skip
+        return
+    size = stream.order.cluster_size if config.model == "patch" else 1
+    if config.model == "patch" and config.patch.leave_out_own and size < 2:
         raise ConfigError(
-            "supervised training needs patches of the true object, and the store has no `label`",
-            code="config.labels", hint="leave --supervised out: the frames themselves are enough", keys=("supervised",),
+            "clusters of one group: the model patch judges a frame by groups of its cluster that have not seen it",
+            code="config.cluster", hint="a larger --cluster-size, or a larger --batch-size where that is not given",
+            keys=("stream.cluster_size", "stream.batch_size"),
         )  # fmt: skip
+    if size > 1 or config.stream.gridsize > 1:
+        plan = stream.plan(0)
+        for step in range(plan.n_steps):
+            positions = torch.from_numpy(stream.positions[stream.members[plan.batch(step)]])
+            refuse_apart(positions, support=support, cluster_size=size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenBatch:
     """A batch beside a trained network, in the gauge that its probe and training's give.
 
-    trained_probe : (mode, N, N) complex64, source's gauge; used where the batch has none.
+    batch : its `valid` says which pixels count. trained_probe : (mode, N, N) complex64, source's gauge; used where the
+        batch has none.
     blank_in_source, photons_scale, photons_per_frame : of the training.
     """
 
@@ -222,7 +266,9 @@ class SeenBatch:
         gauge = Gauge(blank_in_source=self.blank_in_source / brighter**0.5)
         side = int(probe.shape[-1])
         geometry = CanvasGeometry(origin=(0, 0), shape=(side, side))  # patches lie on no canvas here
-        optics = group_optics(self.config, make_optics(probe, gauge=gauge, geometry=geometry, support=side))
+        optics = group_optics(
+            self.config, make_optics(probe, gauge=gauge, geometry=geometry, support=side, valid=self.batch.valid)
+        )
         make = patches_with(
             self.config, self.network, optics, photons_scale=self.photons_scale,
             photons_per_frame=self.photons_per_frame,

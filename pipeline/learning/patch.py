@@ -21,7 +21,15 @@ from pipeline.errors import ConfigError
 from pipeline.learning.networks import UNet, initialise
 from pipeline.physics.forward import support_side, to_centre, to_corner
 from pipeline.physics.gauge import BLANK, photons
-from pipeline.physics.groups import Plots, other_groups, own_group, plots_of, restitched, whole_cluster
+from pipeline.physics.groups import (
+    Plots,
+    other_groups,
+    own_group,
+    parts_that_fit,
+    plots_of,
+    restitched,
+    whole_cluster,
+)
 from pipeline.physics.patches import (
     PatchOptics,
     asked_change,
@@ -185,10 +193,22 @@ def patches_of(
     network: PatchNetwork, batch: Batch, optics: PatchOptics, *, photons_scale: float, damping: float
 ) -> Tensor:
     """The patches that a network makes of groups, differentiable. (B, C, S, S) complex64, at `Batch.positions`."""
-    members = members_of(batch, optics, photons_scale=photons_scale)
-    plots = plots_of(batch.positions, optics, cluster_size=1)
-    patches = unrolled(network, members, optics, plots, damping=damping)[-1]
+
+    def made(part: slice) -> Tensor:
+        some = _some(batch, part)
+        members = members_of(some, optics, photons_scale=photons_scale)
+        plots = plots_of(some.positions, optics, cluster_size=1)
+        return unrolled(network, members, optics, plots, damping=damping)[-1]
+
+    patches = torch.cat([made(part) for part in parts_that_fit(batch.positions, support=optics.support)])
     return patches.view(*batch.indices.shape, optics.support, optics.support)
+
+
+def _some(batch: Batch, part: slice) -> Batch:
+    """Some groups of a batch, with what is used of them here."""
+    return batch._replace(
+        diffraction=batch.diffraction[part], positions=batch.positions[part], indices=batch.indices[part]
+    )
 
 
 def predicted_amplitudes(patches: Tensor, batch: Batch, optics: PatchOptics, *, photons_scale: float) -> Tensor:
@@ -198,10 +218,15 @@ def predicted_amplitudes(patches: Tensor, batch: Batch, optics: PatchOptics, *, 
     ----------
     patches : (B, C, S, S) complex, of the model `patch` or `cnn`.
     """
+
+    def predicted(part: slice) -> Tensor:
+        some, seen = _some(batch, part), patches[part].flatten(0, 1)
+        level = members_of(some, optics, photons_scale=photons_scale).level
+        if some.indices.shape[1] > 1:
+            plots = plots_of(some.positions, optics, cluster_size=1)
+            seen = restitched(seen, level, plots, own_group(plots), optics)
+        return patch_intensity(patch_fields(seen, level, optics)).sqrt() / photons_scale
+
     with torch.no_grad():
-        members, seen = members_of(batch, optics, photons_scale=photons_scale), patches.flatten(0, 1)
-        if batch.indices.shape[1] > 1:
-            plots = plots_of(batch.positions, optics, cluster_size=1)
-            seen = restitched(seen, members.level, plots, own_group(plots), optics)
-        amplitude = patch_intensity(patch_fields(seen, members.level, optics)).sqrt() / photons_scale
+        amplitude = torch.cat([predicted(part) for part in parts_that_fit(batch.positions, support=optics.support)])
     return to_centre(amplitude).view_as(batch.diffraction)

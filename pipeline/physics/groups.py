@@ -85,6 +85,61 @@ class _Between(torch.autograd.Function):
         return spread(outer[0], ctx.windows), None
 
 
+def refuse_apart(positions: Tensor, *, support: int, cluster_size: int) -> None:
+    """Refuse a batch of groups whose clusters are so wide that their canvases would fill the memory.
+
+    Parameters
+    ----------
+    positions : (B, C, 2) float64 (y, x), object pixels.
+    support : S. cluster_size : groups per cluster, consecutive; divides B.
+
+    Raises
+    ------
+    PlanError
+    """
+    b, c, _ = positions.shape
+    tall, wide = (int(extent) for extent in _local(positions, cluster_size).amax((0, 1)))
+    if b * c * _canvas_pixels(tall, wide, support) > _MOST_PIXELS:
+        raise PlanError(
+            f"frames of a cluster lie {tall} x {wide} px apart, (y, x); {b * c} canvases of "
+            f"{tall + support} x {wide + support} px would fill the memory",
+            code="groups.apart",
+            hint="a smaller --batch-size or --cluster-size, or --layout spatial when the scan is converted",
+        )
+
+
+def parts_that_fit(positions: Tensor, *, support: int) -> list[slice]:
+    """Runs of groups, each of which stands alone, whose canvases can be held at once; one group at least.
+
+    Parameters
+    ----------
+    positions : (B, C, 2) float64 (y, x), object pixels. support : S.
+    """
+    members = positions.shape[1]
+    extents = (positions.amax(1) - positions.amin(1).floor()).long().tolist()
+    parts, start, largest = list[slice](), 0, 0
+    for index, (tall, wide) in enumerate(extents):
+        with_this = max(largest, _canvas_pixels(tall, wide, support))
+        if index > start and (index + 1 - start) * members * with_this > _MOST_PIXELS:
+            parts.append(slice(start, index))
+            start, with_this = index, _canvas_pixels(tall, wide, support)
+        largest = with_this
+    return [*parts, slice(start, len(extents))]
+
+
+def _local(positions: Tensor, cluster_size: int) -> Tensor:
+    """Positions from the corner of their cluster on. (B, C, 2) -> (cluster, member, 2)."""
+    b, c, _ = positions.shape
+    assert b % cluster_size == 0, "the plan cuts whole clusters"
+    in_cluster = positions.reshape(b // cluster_size, cluster_size * c, 2)
+    return in_cluster - in_cluster.amin(1, keepdim=True).floor()
+
+
+def _canvas_pixels(tall: int, wide: int, support: int) -> int:
+    """Of a canvas that holds patches whose positions lie so far apart, with its border."""
+    return (tall + support + 3) * (wide + support + 3)
+
+
 def plots_of(positions: Tensor, optics: PatchOptics, *, cluster_size: int) -> Plots:
     """Where the members of groups lie on the canvases of their groups.
 
@@ -96,22 +151,14 @@ def plots_of(positions: Tensor, optics: PatchOptics, *, cluster_size: int) -> Pl
     Raises
     ------
     PlanError
-        The groups of a cluster lie so far apart that their canvases would fill the memory.
+        See `refuse_apart`.
     """
     b, c, _ = positions.shape
-    assert b % cluster_size == 0, "the plan cuts whole clusters"
     support, dtype = optics.support, optics.light.dtype
-    cluster = torch.arange(b) // cluster_size
-    in_cluster = positions.reshape(b // cluster_size, cluster_size * c, 2)
-    local = in_cluster - in_cluster.amin(1, keepdim=True).floor()
-    height, width = ((int(extent) + support + 1) for extent in local.amax((0, 1)).floor())
+    refuse_apart(positions, support=support, cluster_size=cluster_size)
+    cluster, local = torch.arange(b) // cluster_size, _local(positions, cluster_size)
+    height, width = ((int(extent) + support + 1) for extent in local.amax((0, 1)))
     n_pixels = (height + 2) * (width + 2)
-    if b * c * n_pixels > _MOST_PIXELS:
-        raise PlanError(
-            f"the frames of a cluster lie up to {height} x {width} px apart, too far to be stitched",
-            code="groups.apart",
-            hint="a smaller --cluster-size, or --layout spatial when the scan is converted",
-        )
     geometry = CanvasGeometry(origin=(-(support // 2),) * 2, shape=(height, width))
     windows = windows_at(local.reshape(b * c, 2), geometry=geometry, support=support, dtype=dtype)
     group = torch.arange(b).repeat_interleave(c)
@@ -163,7 +210,7 @@ def other_groups(plots: Plots, indices: Tensor) -> View:
         raise PlanError(
             f"{len(frames)} frames of a batch, and none has a neighbour in it that has not seen it, to be judged by",
             code="groups.alone",
-            hint="--batches cluster, and a larger --batch-size",
+            hint="a larger --cluster-size, or a larger --batch-size where that is not given",
         )
     return _view(plots, others.to(plots.light.dtype), rows=torch.arange(len(frames)))
 

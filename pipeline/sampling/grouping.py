@@ -115,7 +115,7 @@ def _refuse_impossible(n_frames: int, gridsize: int, n_groups: int, neighbors: i
         raise PlanError(
             f"OVERSAMPLING-001: gridsize {gridsize} needs at least {size} neighbours to choose from, not {neighbors}",
             code="plan.oversampling_001",
-            hint=f"--neighbors {DEFAULT_NEIGHBORS}",
+            hint=f"--neighbors {max(DEFAULT_NEIGHBORS, size)}",
         )
     if size > 1 and n_groups > n_frames and not (allow_oversampling and neighbors > size):
         raise PlanError(

@@ -19,18 +19,22 @@ _OF_SEVERAL: Final = ("neighbors", "neighbors_within", "allow_oversampling")
 """What says how groups of more than one frame are formed."""
 
 
-def sampling_options(defaults: StreamConfig, *, batches: Sequence[str]) -> Callable[[Callable[..., Any]], Any]:
+def sampling_options(
+    *, batches: Sequence[str], shown: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], Any]:
     """Add an option for each of `NAMES`; one that is not given is None.
 
     Parameters
     ----------
-    defaults : what the help shows. batches : the ways of making batches to choose from.
+    batches : the ways of making batches to choose from.
+    shown : defaults that the help shows in place of those of `StreamConfig`.
     """
+    defaults = StreamConfig()
 
     def option(name: str, about: str, **how: Any) -> Callable[[Callable[..., Any]], Any]:
-        default = getattr(defaults, name)
-        shown = "" if default is None or default is False else f" [default: {default}]"
-        return click.option(_flag(name), name, default=None, help=about + shown, **how)
+        default = (shown or {}).get(name, getattr(defaults, name))
+        told = "" if default is None or default is False else f" [default: {default}]"
+        return click.option(_flag(name), name, default=None, help=about + told, **how)
 
     options = (
         option("batch_size", "groups in a batch; with gridsize 1 a group is a frame", type=int),
@@ -70,8 +74,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def refuse_ungrouped(given: Mapping[str, Any], *, gridsize: int) -> None:
-    """Refuse options about groups of several frames where a group is one.
+def refuse_idle(given: Mapping[str, Any], *, gridsize: int, batches: str) -> None:
+    """Refuse options that say nothing where a group is one frame, or where batches are not made of clusters.
 
     Raises
     ------
@@ -84,3 +88,9 @@ def refuse_ungrouped(given: Mapping[str, Any], *, gridsize: int) -> None:
                 code="config.gridsize",
                 hint="leave it out, or give --gridsize 2",
             )
+    if "cluster_size" in given and batches != "cluster":
+        raise ConfigError(
+            f"--cluster-size says how clusters are formed, and batches are {batches}",
+            code="config.batches",
+            hint="leave it out, or give --batches cluster",
+        )

@@ -47,7 +47,8 @@ class Batch(NamedTuple):
     `diffraction` (B, C, N, N) float32 amplitude in the source's gauge · `positions` (B, C, 2) float64 (y, x) ·
     `offsets` (B, 2) float64, their mean · `relative` (B, C, 2) float64 = positions - offsets · `probe`
     (mode, N, N) complex64 or None · `indices` (B, C) int64 frames of the store · `label` (B, C, N, N) complex64 or
-    None · `epoch` and `step` say where in the order it stands.
+    None · `epoch` and `step` say where in the order it stands · `valid` (N, N) bool, good pixels of the detector, or
+    None where all are good.
     """
 
     diffraction: Tensor
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
     label: Tensor | None
     epoch: int
     step: int
+    valid: Tensor | None = None
 
 
 class ScanStream(IterableDataset[Batch]):
@@ -214,16 +216,18 @@ class ScanStream(IterableDataset[Batch]):
             self.chunk_refs(), self._windows(plan_of, steps, n_steps), lanes=self.order.lanes, threads=running
         )
         probe = torch.from_numpy(read_all(self.record, "probe")) if "probe" in self.record.arrays else None
+        valid = torch.from_numpy(read_all(self.record, "valid")) if "valid" in self.record.arrays else None
         labels = _refs_of(self.record, "label") if self._labels else None
         for number, here in by_epoch(steps, n_steps):
             plan = plan_of(number)
             for in_line in here:
                 step = in_line - number * n_steps
                 members = self.members[plan.batch(step)]
-                yield _batch(
+                made = _batch(
                     self._frames(residents, in_line, members), members, self.positions[members], probe,
                     _labels(labels, members, running.decoding), number, step,
                 )  # fmt: skip
+                yield made._replace(valid=valid)
 
     def _frames(self, residents: Residents, in_line: int, members: NDArray[np.int64]) -> NDArray[np.float32]:
         """The frames of a batch as amplitude; chunks that are not needed any more are let go of when it returns."""

@@ -21,6 +21,7 @@ from pipeline.config import (
     resolve_config,
     resolve_options,
     to_toml,
+    training_defaults,
 )
 from pipeline.errors import ConfigError
 
@@ -183,3 +184,29 @@ def test_a_setting_without_a_value_and_a_missing_file_are_refused(tmp_path: Path
         parse_setting("seed")
     with pytest.raises(ConfigError, match="no such file"):
         resolve_config(ReconstructConfig, file=tmp_path / "none.toml", settings={})
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets", "length"),
+    [
+        ({"fit.steps": ("--steps", 100)}, [], (100, None)),
+        ({"fit.epochs": ("--epochs", 3)}, [], (1000, 3)),
+        ({}, ["fit.steps=7"], (7, None)),
+        ({}, [], (1000, 50)),
+    ],
+    ids=["--steps", "--epochs", "--set", "nothing typed"],
+)
+def test_a_length_that_was_typed_replaces_that_of_a_file(
+    flags: dict[str, tuple[str, object]], sets: list[str], length: tuple[int, int | None], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(training_defaults("cnn")))
+    fit = resolve_options(TrainConfig, file=file, sets=sets, flags=flags).fit
+    assert (fit.steps, fit.epochs) == length
+
+
+def test_steps_and_epochs_are_one_too_many() -> None:
+    flags = {"fit.steps": ("--steps", 100), "fit.epochs": ("--epochs", None)}
+    with pytest.raises(ConfigError, match=r"--steps and --set fit\.epochs:") as failure:
+        resolve_options(TrainConfig, file=None, sets=["fit.epochs=2"], flags=flags)
+    assert failure.value.exit_code == 2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
@@ -20,7 +23,15 @@ from pipeline.physics.forward import (  # noqa: E402
     windows_at,
 )
 from pipeline.physics.gauge import BLANK  # noqa: E402
-from pipeline.physics.groups import other_groups, own_group, plots_of, restitched, whole_cluster  # noqa: E402
+from pipeline.physics.groups import (  # noqa: E402
+    other_groups,
+    own_group,
+    parts_that_fit,
+    plots_of,
+    refuse_apart,
+    restitched,
+    whole_cluster,
+)
 from pipeline.physics.patches import (  # noqa: E402
     asked_change,
     flat_patches,
@@ -301,8 +312,25 @@ def test_stitching_has_the_same_bits_each_time() -> None:
 
 def test_groups_too_far_apart_are_refused() -> None:
     where = torch.tensor([[[0.0, 0.0]], [[9000.0, 9000.0]]], dtype=F64)
-    with pytest.raises(PlanError, match="too far to be stitched"):
+    with pytest.raises(PlanError, match="lie 9000 x 9000 px apart"):
         plots_of(where, tiny_optics(), cluster_size=2)
+
+
+@given(
+    extents=st.lists(st.integers(0, 900), min_size=1, max_size=12),
+    members=st.integers(2, 4),
+    support=st.integers(2, 200),
+)
+def test_parts_of_a_batch_are_whole_runs_of_groups_that_fit(extents: list[int], members: int, support: int) -> None:
+    where = torch.zeros(len(extents), members, 2, dtype=F64)
+    where[:, -1, 0] = torch.tensor(extents, dtype=F64)
+    parts = parts_that_fit(where, support=support)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(extents)))
+    for part in parts:
+        refuse_apart(where[part], support=support, cluster_size=1)
+    for one, other in itertools.pairwise(parts):  # the next group would not have fitted
+        with pytest.raises(PlanError):
+            refuse_apart(where[one.start : other.start + 1], support=support, cluster_size=1)
 
 
 # --- perfect patches

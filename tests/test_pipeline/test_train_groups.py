@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +21,19 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from pipeline import reconstruct, train  # noqa: E402  # behind the check that torch is there
 from pipeline.config import StreamConfig, TrainConfig, resolve_config  # noqa: E402
 from pipeline.errors import BundleError  # noqa: E402
+from pipeline.evaluation.folder import begin_run, open_run  # noqa: E402
+from pipeline.evaluation.run import check_training, run_training  # noqa: E402
 from pipeline.learning.bundle import Bundle, load_bundle  # noqa: E402
 from pipeline.learning.estimate import estimate  # noqa: E402
 from pipeline.learning.grouped import group_task  # noqa: E402
 from pipeline.learning.journal import Journal  # noqa: E402
 from pipeline.learning.prepare import fit_stream  # noqa: E402
 from pipeline.physics.passes import open_scene  # noqa: E402
+from pipeline.scan.declaration import Declaration  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.physics_scans import Scan, make_scan  # noqa: E402
-from tests.solved_stores import store_of  # noqa: E402
+from tests.solved_stores import quiet, store_of  # noqa: E402
 
 SOLVE = (
     "--prior", "quadratic", "--set", "prior.weight=0.03", "--refine", "none", "--set", "solver.iterations=4",
@@ -79,14 +83,62 @@ def test_training_gives_the_same_bytes_with_workers_and_after_a_stop(trained, st
     command = [sys.executable, "-m", "pipeline.train", str(store), "--output", str(again)]
     with subprocess.Popen([*command, *options_of(model, gridsize), "--num-workers", "2"], cwd=REPOSITORY) as running:
         deadline = time.monotonic() + 60
-        while not list(again.glob("checkpoints/*.safetensors")) and running.poll() is None:
+        while not any('"fit"' in path.read_text() for path in again.glob("metrics.jsonl")):
+            assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    assert not (again / "wts.h5.zip").exists()
     data_of(run_main(train.main, "--resume", again, "--json", "--quiet"))
     assert (again / "wts.h5.zip").read_bytes() == whole
     report = json.loads((output / "report.json").read_text())
     assert (report["fit"]["model"], report["fit"]["gridsize"], report["fit"]["steps"]) == (model, gridsize, 6)
+
+
+@pytest.mark.parametrize(("model", "gridsize"), list(SIZES), ids=str)
+def test_a_fit_goes_on_from_the_step_that_it_was_stopped_at(
+    model: str, gridsize: int, store: Path, tmp_path: Path
+) -> None:
+    config = resolve_config(
+        TrainConfig,
+        settings={
+            "model": model, "stream.gridsize": gridsize, "stream.batch_size": int(SIZES[model, gridsize]),
+            "prior.name": "quadratic", "prior.weight": 0.03, "solver.iterations": 2, "fit.steps": 5,
+            "fit.warmup": 1, "network.width": 4,
+        },
+    )  # fmt: skip
+    begun = [
+        begin_run(
+            store, tmp_path / name, config, kind="train", said=Declaration(), catalog=None, command=[],
+            check=lambda record: check_training(record, config),
+        )
+        for name in ("whole", "stopped")
+    ]  # fmt: skip
+    whole = run_training(begun[0], tell=quiet)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(begun[1], tell=stopped_in_fit(2))
+    assert (tmp_path / "stopped" / "checkpoints" / "fit.safetensors").exists()
+    done = run_training(open_run(tmp_path / "stopped", kind="train"), tell=quiet)
+    assert done["bundle_sha256"] == whole["bundle_sha256"]
+    told = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["done"] for one in told if one["phase"] == "fit"] == [1, 2, 3, 4, 5]
+
+
+def stopped_in_fit(steps: int) -> Callable[[str, int], Callable[[int], None]]:
+    """Progress that behaves like Ctrl-C after so many steps of the network and one more."""
+
+    def tell(name: str, total: int) -> Callable[[int], None]:
+        calls = [0]
+
+        def advance(done: int) -> None:
+            calls[0] += name == "fit"
+            if calls[0] > steps + 1:  # the first call tells what was done before
+                raise KeyboardInterrupt
+
+        return advance
+
+    return tell
 
 
 def test_a_reconstruction_keeps_the_solver_beside_the_object_of_patches(trained, store: Path, tmp_path: Path) -> None:
@@ -119,7 +171,30 @@ def test_phases_are_aligned_where_asked_for_and_it_is_told(trained, store: Path,
 
 
 def batch_of(store: Path, gridsize: int) -> Batch:
-    return next(iter(ScanStream(store, StreamConfig(batch_size=5, batches="sequential", gridsize=gridsize))))
+    config = StreamConfig(batch_size=5, batches="sequential", gridsize=gridsize, neighbors=max(7, gridsize**2))
+    return next(iter(ScanStream(store, config)))
+
+
+def test_bad_pixels_say_nothing_to_a_bundle(trained, store: Path, tmp_path: Path) -> None:
+    """Counts of 60,000 on pixels that the store calls bad change neither patches nor predicted frames."""
+    _, gridsize, output = trained
+    valid = np.ones((32, 32), bool)
+    valid[[3, 16, 20], [5, 14, 20]] = False
+    made = scan()
+    loud, silent = made.intensity.copy(), made.intensity.copy()
+    loud[:, ~valid], silent[:, ~valid] = 60_000, 0
+    found = []
+    for name, intensity in (("loud", loud), ("silent", silent)):
+        path = store_of(
+            replace(made, intensity=intensity), tmp_path / f"{name}.zarr",
+            valid=(("detector_y", "detector_x"), valid),
+        )  # fmt: skip
+        batch = batch_of(path, gridsize)
+        assert np.array_equal(batch.valid.numpy(), valid)
+        bundle = load_bundle(output / "wts.h5.zip")
+        found.append((bundle.diffraction_to_obj(batch), bundle.autoencoder(batch)))
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+    assert batch_of(store, gridsize).valid is None
 
 
 def test_a_bundle_makes_patches_and_frames_of_a_batch(trained, store: Path) -> None:
@@ -131,6 +206,10 @@ def test_a_bundle_makes_patches_and_frames_of_a_batch(trained, store: Path) -> N
     assert frames.shape == tuple(batch.diffraction.shape)
     light = [float((amplitude**2).sum()) for amplitude in (frames, batch.diffraction.numpy())]
     assert light[0] == pytest.approx(light[1], rel=0.5 if model == "cnn" else 0.1)
+    with pytest.raises(BundleError, match=f"groups of 9 frames, .* trained on groups of {gridsize**2}"):
+        bundle.diffraction_to_obj(batch_of(store, 3))
+    with pytest.raises(BundleError, match="photons_per_frame = 7"):
+        bundle.diffraction_to_obj(batch, photons_per_frame=7)
     brighter = batch._replace(probe=batch.probe * 10)
     assert bundle.diffraction_to_obj(brighter) == pytest.approx(patches / 10, rel=1e-3, abs=1e-5)
     with pytest.raises(BundleError, match="takes a Batch"):
@@ -150,9 +229,20 @@ def test_defaults_follow_the_model_and_steps_replace_epochs() -> None:
     ("options", "code", "said"),
     [
         (("--model", "patch", "--gridsize", "2", "--neighbors", "3"), 2, "OVERSAMPLING-001"),
-        (("--model", "patch", "--supervised"), 2, "no `label`"),
-        (("--model", "cnn", "--supervised"), 2, "no `label`"),
+        (("--model", "cnn", "--gridsize", "2", "--neighbors", "3"), 2, "OVERSAMPLING-001"),
+        (("--model", "cnn", "--gridsize", "3"), 2, "--neighbors 9"),
+        (("--model", "patch", "--supervised"), 4, "no `label`"),
+        (("--model", "cnn", "--supervised"), 4, "no `label`"),
         (("--model", "patch", "--batches", "shuffled"), 2, "--batches cluster"),
+        (("--model", "patch", "--batch-size", "1"), 2, "clusters of one group"),
+        (("--model", "patch", "--cluster-size", "1"), 2, "clusters of one group"),
+        (("--model", "cnn", "--set", "stream.batches=sequential"), 2, "random order"),
+        (("--model", "cnn", "--cluster-size", "4"), 2, "not made of clusters"),
+        (("--model", "cnn", "--set", "patch.damping=0.2"), 2, "the model is cnn"),
+        (("--model", "cnn", "--set", "network.depth=3"), 2, "decides how deep"),
+        (("--model", "cnn", "--set", "stream.seed=3"), 2, "the order follows from seed"),
+        (("--model", "patch", "--supervised", "--set", "patch.earlier_weight=0.1"), 2, "labels judge"),
+        (("--model", "cnn", "--steps", "5", "--epochs", "2"), 2, "--steps and --epochs"),
         (("--model", "patch", "--set", "network.depth=9"), 2, "out of range"),
         (("--model", "canvas", "--gridsize", "2"), 2, "gridsize"),
     ],
@@ -170,6 +260,31 @@ def test_a_side_that_the_autoencoder_cannot_take_is_refused(tmp_path: Path) -> N
     done = run_main(train.main, odd, "--output", tmp_path / "run", "--model", "cnn", "--quiet")
     assert (done.returncode, "48 x 48" in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_groups_too_wide_to_be_stitched_are_refused_before_the_folder_appears(tmp_path: Path) -> None:
+    made = scan()
+    wide = store_of(replace(made, positions=made.positions * 24), tmp_path / "s.zarr", object=None)
+    for options in (("--model", "patch"), ("--model", "cnn", "--gridsize", "2")):
+        done = run_main(train.main, wide, "--output", tmp_path / "run", *options, "--batch-size", "120", *SOLVE)
+        assert (done.returncode, "would fill the memory" in done.stderr) == (2, True), done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--n-groups", "10"), ("--n-subsample", "12"), ("--gridsize", "2", "--n-groups", "10")],
+    ids=" ".join,
+)
+def test_fewer_groups_than_a_batch_are_all_in_one_and_it_is_said(
+    options: tuple[str, ...], store: Path, tmp_path: Path
+) -> None:
+    quick = ("--model", "patch", "--batch-size", "16", *QUICK, "--steps", "2", *options)
+    data_of(run_main(train.main, store, "--output", tmp_path / "run", *quick, "--json"))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    n = 12 if "12" in options else 10
+    assert report["fit"]["batch_size"] == n
+    assert any(f"batches of 16 asked for, there are {n} groups" in said for said in report["warnings"])
 
 
 def test_phases_are_aligned_only_between_patches(store: Path, tmp_path: Path) -> None:
@@ -200,7 +315,7 @@ def test_a_group_model_improves_no_solve(trained) -> None:
 
 
 @pytest.mark.parametrize("model", ["patch", "cnn"])
-def test_positions_that_were_refined_are_those_that_the_network_is_trained_with(
+def test_positions_and_gains_that_were_refined_are_those_that_the_network_is_trained_with(
     model: str, store: Path, tmp_path: Path
 ) -> None:
     config = resolve_config(
@@ -214,10 +329,14 @@ def test_positions_that_were_refined_are_those_that_the_network_is_trained_with(
     shift = torch.from_numpy(np.random.default_rng(1).normal(0, 2, (scene.n_frames, 2)))
     stream, _ = fit_stream(store, config)
     batch = next(iter(stream))
+    gain = torch.from_numpy(np.random.default_rng(2).uniform(0.5, 1.5, scene.n_frames))
+    mean_light = batch.diffraction / gain[batch.indices].sqrt().float()[:, :, None, None]
     moved = batch._replace(positions=batch.positions + shift[batch.indices])
-    told, there, stored = (
-        float(group_task(scene, replace(found, shift=by), config).loss(seen, 0).detach())
-        for by, seen in ((shift, batch), (None, moved), (None, batch))
-    )
-    assert told == there
-    assert told != stored
+    size = stream.order.cluster_size
+
+    def loss(seen: Batch, **known: torch.Tensor) -> float:
+        task = group_task(scene, replace(found, **{"shift": None, "gain": None, **known}), config, cluster_size=size)
+        return float(task.loss(seen, 0).detach())
+
+    assert loss(batch, shift=shift) == loss(moved) != loss(batch)
+    assert loss(batch, gain=gain) == loss(batch._replace(diffraction=mean_light)) != loss(batch)
