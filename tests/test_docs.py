@@ -90,8 +90,12 @@ def test_the_snippets_of_a_page_run_in_order(page: Path, folder: Path) -> None:
                  "solver.start_iterations=1", "--set", "network.width=4", "--refine", "none", "--prior", "tv",
                  "--quiet")  # fmt: skip
         pytest.importorskip("torch", reason="the extra `train` is not installed")
-        done = run_command("pipeline.train", folder / "demo-out/scan.zarr", "--output", folder / "RUN", *short)
-        assert done.returncode == 0, done.stderr
+        for run in {*re.findall(r"(\w+)/wts\.h5\.zip", script)}:
+            model = ("--model", "patch") if run == "PATCHES" else ()
+            told = run_command(
+                "pipeline.train", folder / "demo-out/scan.zarr", "--output", folder / run, *short, *model
+            )
+            assert told.returncode == 0, told.stderr
     if any(f"import {name}" in script or f"from {name}" in script for name in ("torch", "pipeline.learning")):
         pytest.importorskip("torch", reason="the extra `train` is not installed")
     done = subprocess.run(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +18,18 @@ from pipeline.evaluation.reassembly import Reassembled, placed, reassemble, reas
 from pipeline.learning.bundle import Bundle
 from pipeline.learning.canvas import improved
 from pipeline.learning.estimate import Estimate
-from pipeline.learning.grouped import GroupNetwork, group_optics, moved_batch, patches_with
+from pipeline.learning.grouped import GroupNetwork, group_optics, group_support, moved_batch, patches_with
 from pipeline.learning.journal import Journal
 from pipeline.learning.judging import reported_background
 from pipeline.learning.models import Network
 from pipeline.learning.networks import UNet
 from pipeline.learning.prepare import passes_of, start_on
 from pipeline.physics.choice import held_out_scores
+from pipeline.physics.forward import CanvasGeometry, support_slice
 from pipeline.physics.gauge import BLANK
 from pipeline.physics.passes import Scene
 from pipeline.physics.refine import moved
+from pipeline.scan.chunks import read_all
 from pipeline.stream.scan_stream import ScanStream
 from pipeline.stream.waiting import TimedBatches
 
@@ -121,6 +123,40 @@ def put_together(
             n_patches = stream.members.size
             return reassemble_aligned(pieces, optics.light, n_patches=n_patches, iterations=align, **how)
         return reassemble(pieces, optics.light, **how)
+
+
+class Glance(NamedTuple):
+    """An object made of patches alone: (y, x) complex64 in the source's gauge, its [0, 0] at `origin_px` (y, x)."""
+
+    object: NDArray[np.complex64]
+    origin_px: tuple[int, int]
+
+
+def glance(bundle: Bundle, scan: Path | str) -> Glance:
+    """The object of the store at `scan` in one pass over its frames: no solve, no refinement, and nothing judges it.
+
+    The amplitudes are of training's scale; the probe is the store's, or the bundle's where there is none.
+
+    Raises
+    ------
+    BundleError
+        The bundle's model makes no patches, or see `Bundle.diffraction_to_obj`.
+    NotFoundError, SourceError, IntegrityError, PlanError
+        The store cannot be opened or grouped as in training.
+    """
+    stream = group_stream(Path(scan), bundle.training)
+    side, positions = stream.record.arrays["diffraction"].layout.shape[-1], stream.positions
+    first, last = (np.floor(edge(positions, axis=0)).astype(int) - side // 2 for edge in (np.min, np.max))
+    rows, columns = (last - first + side + 1).tolist()
+    geometry = CanvasGeometry(origin=(int(first[0]), int(first[1])), shape=(rows, columns))
+    own = "probe" in stream.record.arrays
+    probe = torch.from_numpy(read_all(stream.record, "probe")) if own else bundle.probe
+    inside = support_slice(probe.shape[-1], group_support(bundle.training, probe))
+    light = probe.abs().square().sum(0)
+    pieces = placed(stream, lambda batch: torch.from_numpy(bundle.diffraction_to_obj(batch)))
+    level = float(bundle.config["gauge"]["blank_in_source"])
+    made = reassemble(pieces, light[inside, inside] / light.max(), geometry=geometry, level=level)
+    return Glance(made.object.numpy(), geometry.origin)
 
 
 def group_stream(store: Path, training: TrainConfig, *, use: NDArray[np.bool_] | None = None) -> ScanStream:

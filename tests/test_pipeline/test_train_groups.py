@@ -22,6 +22,7 @@ from pipeline import reconstruct, train  # noqa: E402  # behind the check that t
 from pipeline.config import StreamConfig, TrainConfig, resolve_config  # noqa: E402
 from pipeline.errors import BundleError  # noqa: E402
 from pipeline.evaluation.folder import begin_run, open_run  # noqa: E402
+from pipeline.evaluation.network import glance  # noqa: E402
 from pipeline.evaluation.run import check_training, run_training  # noqa: E402
 from pipeline.learning.bundle import Bundle, load_bundle  # noqa: E402
 from pipeline.learning.estimate import estimate  # noqa: E402
@@ -156,6 +157,18 @@ def test_a_reconstruction_keeps_the_solver_beside_the_object_of_patches(trained,
         assert np.isfinite(made.object.values).all()
         assert not np.array_equal(made.object.values, made.object_solver.values)
         assert made.attrs["bundle_sha256"] == load_bundle(bundle).sha256
+
+
+def test_a_glance_is_the_object_of_patches_without_a_solve(trained, store: Path, tmp_path: Path) -> None:
+    """The same but for the gauge, which the reconstruction takes from the scan, and float32 sums."""
+    path = trained[-1] / "wts.h5.zip"
+    bundle = load_bundle(path)
+    data_of(run_main(reconstruct.main, store, "--output", tmp_path / "r", "--bundle", path, *SOLVE, "--json"))
+    with xr.open_zarr(tmp_path / "r" / "reconstruction.zarr") as made:
+        known, origin = made.object.values, tuple(made.attrs["origin_px"])
+    seen = glance(bundle, store)
+    assert (seen.object.shape, seen.origin_px) == (known.shape, origin)
+    assert seen.object == pytest.approx(known, abs=1e-3)
 
 
 def test_phases_are_aligned_where_asked_for_and_it_is_told(trained, store: Path, tmp_path: Path) -> None:
