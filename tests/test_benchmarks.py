@@ -171,3 +171,38 @@ def test_settings_to_be_tried_are_drawn_once_each_and_ranked_by_their_error() ->
     head, *rows = cells_of(trials_table(trials))
     assert head[0] == "complex NRMSE"
     assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
+
+
+def test_the_slopes_of_a_frame_are_its_finite_differences() -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.one_frame import slopes
+
+    rng = np.random.default_rng(0)
+    amplitude, phase = rng.uniform(0.5, 1, (6, 6)), rng.uniform(-0.5, 0.5, (6, 6))
+    probe = rng.normal(size=(6, 6)) + 1j * rng.normal(size=(6, 6))
+
+    def roots(values: np.ndarray) -> np.ndarray:
+        patch = (values[:36] * np.exp(1j * values[36:])).reshape(6, 6)
+        return np.abs(np.fft.fft2(patch * probe, (16, 16), norm="ortho")).ravel()
+
+    at = np.concatenate([amplitude.ravel(), phase.ravel()])
+    found = slopes(amplitude * np.exp(1j * phase), probe, 16)
+    step = 1e-6 * np.eye(72)
+    slow = np.stack([(roots(at + one) - roots(at - one)) / 2e-6 for one in step], axis=1)
+    np.testing.assert_allclose(found, slow, atol=1e-6)
+
+
+def test_what_one_frame_tells_grows_with_its_light_up_to_the_phase_that_no_frame_tells() -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.one_frame import autocovariance, estimates, moments
+
+    rng = np.random.default_rng(1)
+    obj = rng.uniform(0.8, 1, (40, 40)) * np.exp(1j * rng.uniform(-0.2, 0.2, (40, 40)))
+    assert np.diag(autocovariance(np.abs(obj), 6)) == pytest.approx(np.abs(obj).var())
+    mean, root = moments(obj, 6)
+    patch, noise = obj[10:16, 10:16], rng.standard_normal(256)
+    probe = np.exp(1j * rng.uniform(0, 6, (6, 6)))
+    dark, bright = (estimates(patch, probe * scale, mean, root, noise)[0] for scale in (1e-3, 1e4))
+    agreed = np.vdot(bright, patch)
+    assert np.abs(bright * agreed / abs(agreed) - patch).max() < 2e-3
+    assert np.abs(dark - mean[0] * np.exp(1j * mean[-1])).max() < 1e-3
