@@ -24,7 +24,7 @@ PriorName: TypeAlias = Literal["none", "quadratic", "tv"]
 PriorChoice: TypeAlias = Literal["auto", "quadratic", "tv"]
 RefineChoice: TypeAlias = Literal["auto", "none", "probe", "probe,positions"]
 BatchMode: TypeAlias = Literal["shuffled", "cluster", "sequential"]
-NeighborsWithin: TypeAlias = Literal["scan", "window"]
+NeighborsWithin: TypeAlias = Literal["window"]
 ModelName: TypeAlias = Literal["canvas", "patch", "cnn"]
 
 Tree = TypeVar("Tree")
@@ -39,8 +39,8 @@ class StreamConfig:
     """How a scan is streamed. Counts of groups; see docs/conventions.md for every term.
 
     n_subsample : frames kept before anything else, drawn by the seed; None keeps all.
-    neighbors_within : where the members of a group come from: the whole scan, or the seed's window of chunks that
-        follow each other in the store, so that no chunk is read more than once an epoch.
+    neighbors_within : where the members of a group come from: None for the whole scan, or the seed's window of chunks
+        that follow each other in the store, so that no chunk is read more than once an epoch.
     """
 
     batch_size: int = 64
@@ -50,7 +50,7 @@ class StreamConfig:
     n_groups: int | None = None
     n_subsample: int | None = None
     neighbors: int = 7
-    neighbors_within: NeighborsWithin = "scan"
+    neighbors_within: NeighborsWithin | None = None
     allow_oversampling: bool = False
     seed: int = 0
     epochs: int = 1

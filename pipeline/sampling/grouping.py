@@ -80,7 +80,7 @@ def group_frames(
     if pool < size - 1:
         raise PlanError(
             f"a window of {fewest} frames cannot fill a group of {size} (gridsize {gridsize})",
-            code="plan.frames", hint="--neighbors-within scan",
+            code="plan.frames", hint="leave --neighbors-within out",
         )  # fmt: skip
     nearest = np.concatenate([run.start + nearest_others(positions[run], pool) for run in runs])
     chosen = _combinations(n_frames, n_groups, pool, size - 1, seed)

@@ -46,7 +46,7 @@ def sampling_options(
         option("neighbors", "K: members of a group come from this many nearest frames; gridsize > 1", type=int),
         option(
             "neighbors_within",
-            "where these are looked for; a window is read once an epoch however long the scan",
+            "look for these in a window of chunks, read once an epoch however long the scan [default: the whole scan]",
             type=click.Choice(typing.get_args(NeighborsWithin)),
         ),
         option("allow_oversampling", "more groups than frames; gridsize > 1", is_flag=True),

@@ -100,7 +100,7 @@ class ScanStream(IterableDataset[Batch]):
         self.n_invalid = int(n - eligible.sum()) if frames is None else int((frames & ~eligible).sum())
         layout = self._array.layout
         # What an epoch shuffles as one: a chunk, or the window of chunks that the groups stay within.
-        self._within = config.neighbors_within == "window" and config.gridsize > 1
+        self._within = config.neighbors_within is not None and config.gridsize > 1
         most = _NEIGHBOUR_CHUNKS if self._within else 1
         self._unit_of_chunk = contiguous_windows(layout.n_chunks, most=most)
         self.members, noted = self._groups(np.flatnonzero(eligible))

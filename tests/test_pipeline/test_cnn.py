@@ -58,7 +58,7 @@ def network_of(gridsize: int = 1, *, seed: int = 0) -> Autoencoder:
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("side", [32, 64, 128, 256])
 def test_members_are_channels_in_and_out(side: int, gridsize: int) -> None:
     network = cnn_network(SMALL, side=side, gridsize=gridsize, seed=0)
     found = network(torch.rand(2, gridsize**2, side, side))

@@ -65,7 +65,7 @@ def test_a_window_too_small_for_a_group_is_refused_with_the_option_that_helps() 
     window = np.array([0] * 9 + [1] * 3)
     with pytest.raises(PlanError, match="window of 3 frames") as failure:
         group_frames(np.zeros((12, 2)), gridsize=2, n_groups=12, seed=0, window_of=window)
-    assert failure.value.hint == "--neighbors-within scan"
+    assert failure.value.hint == "leave --neighbors-within out"
 
 
 @given(n_chunks=st.integers(1, 3000), most=st.integers(1, 40))

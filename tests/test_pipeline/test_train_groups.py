@@ -305,7 +305,8 @@ def test_phases_are_aligned_only_between_patches(store: Path, tmp_path: Path) ->
     assert (done.returncode, "no bundle is given" in done.stderr) == (2, True), done.stderr
 
 
-def test_labels_teach_the_object_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "gridsize"), [("patch", 1), ("cnn", 2)])
+def test_labels_teach_the_object_itself(model: str, gridsize: int, tmp_path: Path) -> None:
     made = scan()
     n = made.probe.shape[-1]
     corners = np.rint(made.positions).astype(int) - n // 2
@@ -314,7 +315,7 @@ def test_labels_teach_the_object_itself(tmp_path: Path) -> None:
     losses = []
     for steps in ("1", "60"):
         output = tmp_path / steps
-        options = ("--model", "patch", "--supervised", "--batch-size", "16", *QUICK, "--steps", steps, "--json")
+        options = (*options_of(model, gridsize), "--supervised", "--steps", steps, "--json")
         data_of(run_main(train.main, labelled, "--output", output, *options))
         losses.append(json.loads((output / "report.json").read_text())["fit"]["loss_last"])
     assert losses[1] < 0.8 * losses[0]
