@@ -206,3 +206,15 @@ def test_what_one_frame_tells_grows_with_its_light_up_to_the_phase_that_no_frame
     agreed = np.vdot(bright, patch)
     assert np.abs(bright * agreed / abs(agreed) - patch).max() < 2e-3
     assert np.abs(dark - mean[0] * np.exp(1j * mean[-1])).max() < 1e-3
+
+
+@pytest.mark.parametrize("path", ["raster", "spiral"])
+def test_the_groups_benchmark_reads_each_chunk_once_within_a_window(path: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from benchmarks.groups import PATHS, costs, further, write
+
+    positions = PATHS[path](8_000)  # 31 chunks, more than a window of the order
+    store = write(positions, tmp_path / "s.zarr")
+    free, within = (float(costs(store, where)[0]) for where in (None, "window"))
+    assert (within, free > 2) == (1.0, True)
+    assert 0 < further(positions) < 1

@@ -37,7 +37,7 @@ from pipeline.scan.store import formula_of
 from pipeline.seeding import Purpose, permutation
 from pipeline.stream.window import Residents, Threads, by_epoch, decode_chunks, threads, windows_in_line
 
-_NEIGHBOUR_CHUNKS: Final = 7
+NEIGHBOUR_CHUNKS: Final = 7
 """Chunks of a window that groups stay within; an order's window holds four of these."""
 
 
@@ -101,7 +101,7 @@ class ScanStream(IterableDataset[Batch]):
         layout = self._array.layout
         # What an epoch shuffles as one: a chunk, or the window of chunks that the groups stay within.
         self._within = config.neighbors_within is not None and config.gridsize > 1
-        most = _NEIGHBOUR_CHUNKS if self._within else 1
+        most = NEIGHBOUR_CHUNKS if self._within else 1
         self._unit_of_chunk = contiguous_windows(layout.n_chunks, most=most)
         self.members, noted = self._groups(np.flatnonzero(eligible))
         seeds = self.members[:, 0]
@@ -145,7 +145,7 @@ class ScanStream(IterableDataset[Batch]):
         """The plan of an epoch, over groups."""
         if not self._within:
             return plan_epoch(self._layout, self.order, seed=self.config.seed, epoch=epoch)
-        in_units = replace(self.order, window_chunks=WINDOW_CHUNKS // _NEIGHBOUR_CHUNKS)
+        in_units = replace(self.order, window_chunks=WINDOW_CHUNKS // NEIGHBOUR_CHUNKS)
         plan = plan_epoch(self._layout, in_units, seed=self.config.seed, epoch=epoch)
         return replace(plan, windows=tuple(replace(w, chunks=self._chunks_of(w.chunks)) for w in plan.windows))
 
