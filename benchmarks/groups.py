@@ -47,6 +47,9 @@ def spiral(n: int) -> NDArray[np.float64]:
     return np.stack([radius * np.sin(turn), radius * np.cos(turn)], axis=1)
 
 
+PLACES: Final[tuple[tuple[str, NeighborsWithin | None], ...]] = (("the scan", None), ("a window", "window"))
+"""Where members may come from."""
+
 PATHS: Final[Mapping[str, Callable[[int], NDArray[np.float64]]]] = {"raster": raster, "spiral": spiral}
 
 
@@ -98,8 +101,8 @@ def rows(frames: Sequence[int], *, timed: int, folder: Path) -> list[list[str]]:
         for n in frames:
             positions = path(n)
             store = write(positions, folder / f"{name}-{n}.zarr") if n <= timed else None
-            for title, within in (("the scan", None), ("a window", "window")):
-                cost = ["-"] * 3 if store is None else costs(store, within)  # type: ignore[arg-type]  # a Literal
+            for title, within in PLACES:
+                cost = ["-"] * 3 if store is None else costs(store, within)
                 more = "" if within is None else f"{100 * further(positions):+.1f} %"
                 found.append([name, f"{len(positions):,}", title, *cost, more])
     return found

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.solver import optics_of, table
 from benchmarks.training import SCORED, trained, used
-from pipeline.config import parse_setting, training_defaults
+from pipeline.config import training_defaults
 from pipeline.evaluation.metrics import complex_nrmse
 from pipeline.evaluation.reassembly import Placed, reassemble
 from pipeline.learning.patch import patch_support
@@ -31,6 +31,7 @@ from pipeline.physics.passes import ScanPasses, open_scene
 from pipeline.scan.chunks import read_all
 from pipeline.scan.declaration import Declaration
 from pipeline.scan.ingest import ingest, plan_ingest
+from pipeline.settings import parse_setting
 from pipeline.simulate.recipe import recipe_named
 from pipeline.simulate.scan import plan_simulation
 from pipeline.simulate.write import write_store

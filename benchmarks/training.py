@@ -20,7 +20,7 @@ from typing import Any, Final
 import xarray as xr
 
 from benchmarks.solver import table
-from pipeline.config import ReconstructConfig, TrainConfig, resolve_config
+from pipeline.config import ReconstructConfig, TrainConfig
 from pipeline.evaluation.folder import begin_run
 from pipeline.evaluation.metrics import complex_nrmse
 from pipeline.evaluation.run import (
@@ -31,6 +31,7 @@ from pipeline.evaluation.run import (
     run_training,
 )
 from pipeline.scan.declaration import Declaration
+from pipeline.settings import resolve_config
 from pipeline.simulate.recipe import recipe_named
 from pipeline.simulate.scan import plan_simulation
 from pipeline.simulate.write import write_store

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
-from pipeline.config import ReconstructConfig, resolve_options
+from pipeline.config import ReconstructConfig
 from pipeline.scan.options import declaration_options
+from pipeline.settings import resolve_options
 
 _DEFAULTS = ReconstructConfig()
 

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from pipeline.cli import Outcome, Telling, as_typed, command, refuse_with_resume
-from pipeline.config import TrainConfig, resolve_options
+from pipeline.config import TrainConfig
 from pipeline.sampling.options import NAMES, given_sampling, refuse_idle, sampling_flags, sampling_options
 from pipeline.scan.options import declaration_options
+from pipeline.settings import resolve_options
 
 _DEFAULTS = TrainConfig()
 _SHOWN = {"batch_size": "canvas 192, patch 32 frames, cnn 16", "batches": "cluster; cnn shuffled"}

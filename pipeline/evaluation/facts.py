@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.config import ReconstructConfig, TrainConfig, to_toml
+from pipeline.config import ReconstructConfig, TrainConfig
 from pipeline.evaluation.figure import Curve
 from pipeline.evaluation.folder import DECISIVE, RunFolder, host, versions
 from pipeline.learning.estimate import Estimate
 from pipeline.learning.journal import Journal
 from pipeline.physics.passes import Scene
 from pipeline.physics.refine import REFINING_PRIOR
+from pipeline.settings import to_toml
 
 LOSS_NAMES: Final = {
     "poisson": "Poisson NLL",

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from pipeline import __version__
 from pipeline.cli import environment_fault
-from pipeline.config import ReconstructConfig, TrainConfig, resolve_config, to_toml
+from pipeline.config import ReconstructConfig, TrainConfig
 from pipeline.errors import (
     ConfigError,
     EnvironmentFault,
@@ -36,6 +36,7 @@ from pipeline.scan.ingest import ingest, plan_ingest
 from pipeline.scan.locate import locate
 from pipeline.scan.record import StoreRecord, open_record
 from pipeline.scan.staging import only_here, staged_folder, sweep
+from pipeline.settings import resolve_config, to_toml
 from pipeline.stream.waiting import faults_of_workers
 
 DECISIVE: Final = ("ptychozarr", "numpy", "torch")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import TrainConfig, restore_config
+from pipeline.config import TrainConfig
 from pipeline.errors import BundleError, ConfigError
 from pipeline.learning.grouped import SeenBatch
 from pipeline.learning.improvement import Improvement, improve_scan
@@ -28,6 +28,7 @@ from pipeline.learning.networks import UNet
 from pipeline.physics.prior import Prior
 from pipeline.scan.bundle import CONFIG, WEIGHTS, pack_bundle, read_bundle
 from pipeline.scan.manifest import canonical_json
+from pipeline.settings import restore_config
 from pipeline.stream.scan_stream import Batch
 
 WEIGHTS_GROUP: Final = "diffraction_to_obj"

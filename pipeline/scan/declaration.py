@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import read_toml
 from pipeline.errors import ConfigError
+from pipeline.settings import read_toml
 
 STACK_KEYS: Final = ("diffraction", "diff3d")
 ORIGINS: Final = ("n/2", "n/2-0.5", "corner")

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pipeline.config import ModelName, TrainConfig, flat, read_table, refuse_unknown, resolve_config
+from pipeline.config import ModelName, TrainConfig
 from pipeline.errors import ConfigError, PlanError
 from pipeline.scan.sealed import read_document
+from pipeline.settings import flat, read_table, refuse_unknown, resolve_config
 from pipeline.study.places import dose_of
 
 DESIGN_NAME: Final = "design.json"

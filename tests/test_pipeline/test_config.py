@@ -11,19 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import (
-    PriorConfig,
-    ReconstructConfig,
-    RefineConfig,
-    SolverConfig,
-    TrainConfig,
-    parse_setting,
-    resolve_config,
-    resolve_options,
-    to_toml,
-    training_defaults,
-)
+from pipeline.config import PriorConfig, ReconstructConfig, RefineConfig, SolverConfig, TrainConfig, training_defaults
 from pipeline.errors import ConfigError
+from pipeline.settings import parse_setting, resolve_config, resolve_options, to_toml
 
 CONFIGS = st.builds(
     ReconstructConfig,

@@ -21,12 +21,13 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 from catalogs.index import list_entries  # noqa: E402  # behind the check that torch is there
 from catalogs.run_page import page_data  # noqa: E402
 from pipeline import reconstruct, train  # noqa: E402
-from pipeline.config import TrainConfig, parse_setting, resolve_config  # noqa: E402
+from pipeline.config import TrainConfig  # noqa: E402
 from pipeline.evaluation.folder import begin_run  # noqa: E402
 from pipeline.evaluation.run import run_training  # noqa: E402
 from pipeline.learning.bundle import load_bundle  # noqa: E402
 from pipeline.scan.declaration import Declaration  # noqa: E402
 from pipeline.scan.record import open_record  # noqa: E402
+from pipeline.settings import parse_setting, resolve_config  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.physics_scans import Scan, make_scan  # noqa: E402
 from tests.solved_stores import store_of  # noqa: E402
@@ -292,8 +293,9 @@ def test_operations_that_cannot_promise_their_bits_may_be_allowed(store: Path, t
 
 
 def test_fewer_groups_are_the_frames_that_batches_are_made_of(store: Path) -> None:
-    from pipeline.config import TrainConfig, resolve_config
+    from pipeline.config import TrainConfig
     from pipeline.learning.prepare import fit_stream
+    from pipeline.settings import resolve_config
 
     config = resolve_config(TrainConfig, settings={"stream.n_groups": 60, "stream.batch_size": 20, "fit.steps": 30})
     stream, _ = fit_stream(store, config)

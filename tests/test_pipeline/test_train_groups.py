@@ -19,7 +19,7 @@ import xarray as xr
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from pipeline import reconstruct, train  # noqa: E402  # behind the check that torch is there
-from pipeline.config import StreamConfig, TrainConfig, resolve_config  # noqa: E402
+from pipeline.config import StreamConfig, TrainConfig  # noqa: E402
 from pipeline.errors import BundleError  # noqa: E402
 from pipeline.evaluation.folder import begin_run, open_run  # noqa: E402
 from pipeline.evaluation.network import glance  # noqa: E402
@@ -31,6 +31,7 @@ from pipeline.learning.journal import Journal  # noqa: E402
 from pipeline.learning.prepare import fit_stream  # noqa: E402
 from pipeline.physics.passes import open_scene  # noqa: E402
 from pipeline.scan.declaration import Declaration  # noqa: E402
+from pipeline.settings import resolve_config  # noqa: E402
 from pipeline.stream.scan_stream import Batch, ScanStream  # noqa: E402
 from tests.guards import REPOSITORY, run_main  # noqa: E402
 from tests.physics_scans import Scan, make_scan  # noqa: E402
