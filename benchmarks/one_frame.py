@@ -1,6 +1,9 @@
 """What single frames can tell of an object: the best linear estimate of each patch from its frame, put together.
 
     python -m benchmarks.one_frame --data FOLDER [--cases grf "mix 1e5"] [--support 24] [--scored 32]
+    python -m benchmarks.one_frame --store STORE --bundle BUNDLE
+
+The second form says how far the patches of a network, `patch` or `cnn`, are off those of the stored object.
 
 A bound that no network is shown: the estimate knows the true object's second moments (its own autocovariance) and the
 derivative of its frame's amplitudes at the truth, and sees those through photon noise alone. Frames stand on whole
@@ -19,11 +22,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.models import CASES, make_pair
 from benchmarks.solver import table
 from pipeline.evaluation.metrics import complex_nrmse
+from pipeline.evaluation.network import group_stream
+from pipeline.learning.bundle import Bundle, load_bundle
+from pipeline.learning.grouped import group_support
+from pipeline.physics.forward import CanvasGeometry, extract, pad_canvas, support_slice, windows_at
 from pipeline.physics.passes import positions_of
 from pipeline.scan.chunks import read_all
 from pipeline.scan.record import open_record
@@ -141,14 +149,50 @@ def measure(store: Path, *, support: int, scored: int, seed: int = 0) -> Told:
     return Told(patch=float(raw), turned=float(turned), mean=whole, flat=float(flat))
 
 
+def of_network(store: Path, bundle: Bundle) -> tuple[float, float]:
+    """Errors of a network's patches of all frames, as they are but for one factor of all, and each turned.
+
+    The patches of the truth lie where the frames stood, between its pixels by bilinear interpolation.
+    """
+    stream = group_stream(store, bundle.training)
+    obj = torch.from_numpy(read_all(stream.record, "object"))
+    probe = torch.from_numpy(read_all(stream.record, "probe"))
+    support = group_support(bundle.training, probe)
+    inside = support_slice(probe.shape[-1], support)
+    light = probe[:, inside, inside].abs().square().sum(0)
+    light = light / light.max()
+    geometry = CanvasGeometry(origin=(0, 0), shape=(obj.shape[0], obj.shape[1]))
+    padded = pad_canvas(obj, outside=obj.mean())
+    made, true = [], []
+    for batch in stream:
+        windows = windows_at(batch.positions.flatten(0, 1), geometry=geometry, support=support, dtype=light.dtype)
+        true.append(extract(padded, windows))
+        made.append(torch.from_numpy(bundle.diffraction_to_obj(batch)).flatten(0, 1))
+    found, truth = torch.cat(made), torch.cat(true)
+    each = (light * found.conj() * truth).sum((1, 2))
+    factor = each.sum() / (light * found.abs().square()).sum()
+    turn = (each / each.abs())[:, None, None] * factor.abs()
+    energy = (light * truth.abs().square()).sum()
+    raw, turned = ((light * (found * by - truth).abs().square()).sum() / energy for by in (factor, turn))
+    return float(raw.sqrt()), float(turned.sqrt())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with lines_ci_n1e5_{train,test}.npz")
+    parser.add_argument("--data", type=Path, help="folder with lines_ci_n1e5_{train,test}.npz")
+    parser.add_argument("--store", type=Path, help="with --bundle: a scan with its true object")
+    parser.add_argument("--bundle", type=Path, help="of the model patch or cnn")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=tuple(CASES))
     parser.add_argument("--support", type=int, default=24, help="S, pixels of a patch")
     parser.add_argument("--scored", type=int, default=32, help="pixels of the object that are scored")
     options = parser.parse_args(argv)
+    if (options.store is None) != (options.bundle is None) or (options.data is None) == (options.bundle is None):
+        parser.error("give --data, or --store and --bundle")
+    if options.bundle is not None:
+        raw, turned = of_network(options.store, load_bundle(options.bundle))
+        print(table(["a patch", "turned"], [[f"{raw:.4f}", f"{turned:.4f}"]]))
+        return 0
     cells = []
     with tempfile.TemporaryDirectory() as name:
         for case in options.cases:

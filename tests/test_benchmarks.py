@@ -218,3 +218,24 @@ def test_the_groups_benchmark_reads_each_chunk_once_within_a_window(path: str, t
     free, within = (float(costs(store, where)[0]) for where in (None, "window"))
     assert (within, free > 2) == (1.0, True)
     assert 0 < further(positions) < 1
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_thread")
+def test_patches_of_a_network_are_held_against_those_of_the_stored_object(tmp_path: Path) -> None:
+    from benchmarks.models import KNOWN
+    from benchmarks.one_frame import of_network
+    from benchmarks.training import trained
+    from pipeline.learning.bundle import load_bundle
+    from tests.physics_scans import make_scan
+    from tests.solved_stores import store_of
+
+    store = store_of(make_scan(noise=True), tmp_path / "s.zarr")
+    quick = {**KNOWN, "solver.iterations": 4, "solver.batch_pixels": 51200, "stream.batch_size": 16, "model": "patch"}
+    errors = []
+    for steps in (1, 150):
+        bundle, _ = trained(store, tmp_path / str(steps), {**quick, "fit.steps": steps, "fit.warmup": 1})
+        errors.append(of_network(store, load_bundle(bundle)))
+    for raw, turned in errors:
+        assert 0 < turned <= raw < 1
+    assert errors[1][1] < 0.8 * errors[0][1]
