@@ -7,7 +7,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -317,10 +317,12 @@ def test_groups_too_far_apart_are_refused() -> None:
 
 
 @given(
-    extents=st.lists(st.integers(0, 900), min_size=1, max_size=12),
+    extents=st.lists(st.integers(0, 9000), min_size=1, max_size=12),
     members=st.integers(2, 4),
-    support=st.integers(2, 200),
+    support=st.integers(2, 400),
 )
+@example(extents=[9000, 10, 9000, 9000, 10, 10, 4000], members=4, support=400)
+@example(extents=[10] * 12, members=4, support=400)
 def test_parts_of_a_batch_are_whole_runs_of_groups_that_fit(extents: list[int], members: int, support: int) -> None:
     where = torch.zeros(len(extents), members, 2, dtype=F64)
     where[:, -1, 0] = torch.tensor(extents, dtype=F64)
