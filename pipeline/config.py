@@ -310,9 +310,10 @@ class TrainConfig:
             idle |= dict.fromkeys(("patch.leave_out_own", "patch.earlier_weight"), "labels judge, and not other frames")
         if self.model == "cnn":
             idle["network.depth"] = "the side of the frames decides how deep the model cnn is"
+        if self.stream.gridsize == 1:
+            of_several = ("stream.neighbors", "stream.neighbors_within", "stream.allow_oversampling")
+            idle |= dict.fromkeys(of_several, f"this training of {self.model} works on single frames")
         if self.model == "canvas":
-            single = ("stream.neighbors", "stream.neighbors_within", "stream.allow_oversampling")
-            idle |= dict.fromkeys(single, "the model canvas works on single frames")
             idle["supervised"] = "the model canvas learns from photons alone and takes no labels"
             idle["stream.n_subsample"] = "the model canvas solves with every frame of the scan"
         for key, why in idle.items():

@@ -232,7 +232,8 @@ def flat(table: Mapping[str, Any], place: str = "") -> dict[str, object]:
 
 def _typed(key: str, value: object, hint: Any) -> object:
     """The value as its leaf wants it: integers may stand for floats, nothing else for anything else."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the second where a Literal may be None
+    options = typing.get_args(hint) if union else (hint,)
     for option in options:
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value

@@ -145,7 +145,7 @@ def glance(bundle: Bundle, scan: Path | str) -> Glance:
         The store cannot be opened or grouped as in training.
     """
     stream = group_stream(Path(scan), bundle.training)
-    side, positions = stream.record.arrays["diffraction"].layout.shape[-1], stream.positions
+    side, positions = stream.record.arrays["diffraction"].layout.shape[-1], stream.positions[np.unique(stream.members)]
     first, last = (np.floor(edge(positions, axis=0)).astype(int) - side // 2 for edge in (np.min, np.max))
     rows, columns = (last - first + side + 1).tolist()
     geometry = CanvasGeometry(origin=(int(first[0]), int(first[1])), shape=(rows, columns))

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import PriorConfig, ReconstructConfig, RefineConfig, SolverConfig, TrainConfig, training_defaults
+from pipeline.config import (
+    PriorConfig,
+    ReconstructConfig,
+    RefineConfig,
+    SolverConfig,
+    TrainConfig,
+    training_defaults,
+    value_at,
+)
 from pipeline.errors import ConfigError
-from pipeline.settings import parse_setting, resolve_config, resolve_options, to_toml
+from pipeline.settings import flat, parse_setting, resolve_config, resolve_options, to_toml
 
 CONFIGS = st.builds(
     ReconstructConfig,
@@ -200,3 +208,13 @@ def test_steps_and_epochs_are_one_too_many() -> None:
     with pytest.raises(ConfigError, match=r"--steps and --set fit\.epochs:") as failure:
         resolve_options(TrainConfig, file=None, sets=["fit.epochs=2"], flags=flags)
     assert failure.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("stream.neighbors_within", "window"), ("stream.n_subsample", 5)])
+def test_what_may_be_left_open_is_taken_written_and_read_back(key: str, value: object) -> None:
+    given = {"model": "patch", "stream.gridsize": 2, key: value}
+    config = resolve_config(TrainConfig, settings=given)
+    assert value_at(config, key) == value
+    assert resolve_config(TrainConfig, settings=flat(tomllib.loads(to_toml(config)))) == config
+    with pytest.raises(ConfigError, match="expected"):
+        resolve_config(TrainConfig, settings={**given, key: "scan"})

@@ -254,6 +254,7 @@ def test_defaults_follow_the_model_and_steps_replace_epochs() -> None:
         (("--model", "cnn", "--cluster-size", "4"), 2, "not made of clusters"),
         (("--model", "cnn", "--set", "patch.damping=0.2"), 2, "the model is cnn"),
         (("--model", "cnn", "--set", "network.depth=3"), 2, "decides how deep"),
+        (("--model", "patch", "--set", "stream.neighbors_within=window"), 2, "works on single frames"),
         (("--model", "cnn", "--set", "stream.seed=3"), 2, "the order follows from seed"),
         (("--model", "patch", "--supervised", "--set", "patch.earlier_weight=0.1"), 2, "labels judge"),
         (("--model", "cnn", "--steps", "5", "--epochs", "2"), 2, "--steps and --epochs"),
@@ -287,7 +288,12 @@ def test_groups_too_wide_to_be_stitched_are_refused_before_the_folder_appears(tm
 
 @pytest.mark.parametrize(
     "options",
-    [("--n-groups", "10"), ("--n-subsample", "12"), ("--gridsize", "2", "--n-groups", "10")],
+    [
+        ("--n-groups", "10"),
+        ("--n-subsample", "12"),
+        ("--gridsize", "2", "--n-groups", "10"),
+        ("--gridsize", "2", "--n-groups", "10", "--neighbors-within", "window"),
+    ],
     ids=" ".join,
 )
 def test_fewer_groups_than_a_batch_are_all_in_one_and_it_is_said(
